@@ -1,0 +1,39 @@
+# `make repro` runs the study, `make test` the tests; both set up .venv first.
+
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: repro test lint clean
+
+repro: $(VENV)/ready
+	dvc repro
+	@echo
+	@cat metrics/table.md
+
+test: $(VENV)/ready
+	pytest
+
+lint: $(VENV)/ready
+	ruff check .
+	ruff format --check .
+
+clean:
+	rm -rf $(VENV)
+
+# The first Python 3.11 or 3.12 that there is; PYTHON=... names another.
+$(VENV)/ready: requirements.txt pyproject.toml
+	@python=$${PYTHON:-}; \
+	for candidate in python3.11 python3.12 python3 python; do \
+		[ -n "$$python" ] && break; \
+		$$candidate -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
+			&& python=$$candidate; \
+	done; \
+	[ -n "$$python" ] || { \
+		echo "Error: Python 3.11 or 3.12 is needed; found $$(python3 --version 2>&1). Install one, or run" \
+			"'make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)'." >&2; exit 1; }; \
+	$$python -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else \
+		f"Error: Python 3.11 or 3.12 is needed; {sys.executable} is {v[0]}.{v[1]}.")' && \
+	rm -rf $(VENV) && $$python -m venv $(VENV) && \
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -r requirements.txt
+	@touch $@

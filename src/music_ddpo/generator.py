@@ -1,0 +1,198 @@
+"""AudioLDM 2: load it, encode prompts once, predict noise with guidance, decode latents."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AudioLDM2Pipeline, DDIMScheduler
+from torch import nn
+
+from music_ddpo.errors import UserError
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the UNet needs to know of prompts; row i belongs to prompt i, [:, 0] is negative and [:, 1] positive.
+
+    Attributes
+    ----------
+    generated
+        GPT-2's "language of audio", [prompts, 2, 8, width].
+    states, mask
+        T5's hidden states [prompts, 2, tokens, width] and which of them count, int64 [prompts, 2, tokens].
+    """
+
+    generated: torch.Tensor
+    states: torch.Tensor
+    mask: torch.Tensor
+
+    def rows(self, index: torch.Tensor) -> Conditioning:
+        """The conditioning of a batch: row i is that of prompt `index[i]`."""
+        index = index.to(self.generated.device)
+        return Conditioning(self.generated[index], self.states[index], self.mask[index])
+
+
+class Generator:
+    """A text-to-music diffusion model, taken apart where reinforcement learning has to reach in.
+
+    Parameters
+    ----------
+    pipeline
+        A stock pipeline. Its modules are frozen; `unet` may be wrapped with an adapter.
+    device, dtype
+        Where the UNet and the decoder run and in which precision.
+    """
+
+    def __init__(self, pipeline: AudioLDM2Pipeline, device: torch.device, dtype: torch.dtype = torch.float32):
+        self.pipeline = pipeline
+        self.device = device
+        self.dtype = dtype
+        for module in pipeline.components.values():
+            if isinstance(module, nn.Module):
+                module.requires_grad_(False).eval()
+        self.unet: nn.Module = pipeline.unet.to(device, dtype)
+        self.vae = pipeline.vae.to(device, dtype)
+        self.vocoder = pipeline.vocoder.to(device, dtype)
+        self.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+
+    @classmethod
+    def load(cls, folder: Path | str, device: torch.device, dtype: torch.dtype = torch.float32) -> Generator:
+        """Loads a folder in pipeline layout.
+
+        Raises
+        ------
+        UserError
+            If the folder is missing or a file in it is missing, truncated or does not fit its config.
+        """
+        folder = Path(folder)
+        if not (folder / "model_index.json").is_file():
+            raise UserError(f"{folder}: holds no pipeline (no model_index.json); run `dvc repro fetch`.")
+        try:
+            return cls(AudioLDM2Pipeline.from_pretrained(folder, local_files_only=True), device, dtype)
+        except Exception as error:  # safetensors, transformers and diffusers each raise their own
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"{folder}: could not be loaded ({reason}); a file is missing, truncated or altered: "
+                "run `dvc repro -f fetch`."
+            ) from error
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the waveforms it makes, in Hz."""
+        return self.pipeline.vocoder.config.sampling_rate
+
+    @property
+    def hop(self) -> int:
+        """Samples in a mel frame."""
+        hop = 1
+        for rate in self.pipeline.vocoder.config.upsample_rates:
+            hop *= rate
+        return hop
+
+    def latent_shape(self, duration: float) -> tuple[int, int, int]:
+        """[channels, time, frequency] of a clip of `duration` seconds, padded up as the stock pipeline does."""
+        factor = self.pipeline.vae_scale_factor
+        frames = int(duration / (self.hop / self.sample_rate))
+        if frames < factor:
+            shortest = factor * self.hop / self.sample_rate
+            raise UserError(f"duration: {duration} s is too short for this model; give at least {shortest:.2f} s.")
+        bins = self.pipeline.vocoder.config.model_in_dim
+        return self.pipeline.unet.config.in_channels, -(-frames // factor), bins // factor
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str], negative: str) -> Conditioning:
+        """Encodes prompts, each as the stock pipeline encodes it alone with the same negative prompt.
+
+        With one exception: where the negative prompt has more T5 tokens than the positive one, the stock
+        pipeline cuts it; here nothing is cut, and the shorter of the two is padded and masked.
+        """
+        pipe, device = self.pipeline, self.device
+        encoders = (pipe.text_encoder, pipe.text_encoder_2, pipe.projection_model, pipe.language_model)
+        for module in encoders:
+            module.to(device)
+        count = len(pipe.tokenizer_2(negative).input_ids)
+        pairs = []
+        for text in texts:
+            if count <= len(pipe.tokenizer_2(text).input_ids):
+                states, mask, generated = pipe.encode_prompt([text], device, 1, True, negative_prompt=[negative])
+                pairs.append([(states[i], mask[i], generated[i]) for i in (0, 1)])
+            else:
+                alone = (pipe.encode_prompt([t], device, 1, False) for t in (negative, text))
+                pairs.append([(states[0], mask[0], generated[0]) for states, mask, generated in alone])
+        tokens = max(len(mask) for pair in pairs for _, mask, _ in pair)
+
+        def stack(part: int, pad: bool) -> torch.Tensor:
+            rows = [[row[part] for row in pair] for pair in pairs]
+            if pad:  # masked positions get no attention, so zeros are as good as anything there
+                rows = [[_pad(row, tokens) for row in pair] for pair in rows]
+            return torch.stack([torch.stack(pair) for pair in rows])
+
+        for module in encoders:
+            module.to("cpu")
+        return Conditioning(
+            generated=stack(2, pad=False).to(self.dtype),
+            states=stack(0, pad=True).to(self.dtype),
+            mask=stack(1, pad=True),
+        )
+
+    def forget_text_encoders(self) -> None:
+        """Frees the text towers: once the prompts are encoded nothing needs them."""
+        for name in ("text_encoder", "text_encoder_2", "projection_model", "language_model"):
+            setattr(self.pipeline, name, None)
+        gc.collect()
+
+    def predict_noise(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning, guidance_scale: float
+    ) -> torch.Tensor:
+        """The noise in x_t, with classifier-free guidance in one fused call.
+
+        Parameters
+        ----------
+        latents
+            x_t, [batch, channels, time, frequency].
+        timesteps
+            Training timestep of each row, int64 [batch].
+        conditioning
+            Of the batch, as `Conditioning.rows` gives it.
+        guidance_scale
+            1 uses the positive prompt alone.
+
+        Returns
+        -------
+        float32 [batch, channels, time, frequency].
+        """
+        first = 0 if guidance_scale > 1 else 1
+        branches = 2 - first
+        noise = self.unet(
+            latents.to(self.dtype).repeat(branches, 1, 1, 1),
+            timesteps.to(self.device).repeat(branches),
+            encoder_hidden_states=_branches(conditioning.generated, first),
+            encoder_hidden_states_1=_branches(conditioning.states, first),
+            encoder_attention_mask_1=_branches(conditioning.mask, first),
+            return_dict=False,
+        )[0].float()
+        if branches == 1:
+            return noise
+        negative, positive = noise.chunk(2)
+        return negative + guidance_scale * (positive - negative)
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor, duration: float) -> torch.Tensor:
+        """Waveforms float32 [batch, samples] on the CPU, cut to `duration` seconds, from x_0."""
+        scaled = latents.to(self.device, self.dtype) / self.vae.config.scaling_factor
+        mel = self.vae.decode(scaled).sample
+        waveforms = self.vocoder(mel.squeeze(1)).float().cpu()
+        return waveforms[:, : int(duration * self.sample_rate)]
+
+
+def _pad(x: torch.Tensor, tokens: int) -> torch.Tensor:
+    return torch.cat([x, x.new_zeros(tokens - len(x), *x.shape[1:])])
+
+
+def _branches(x: torch.Tensor, first: int) -> torch.Tensor:
+    """[batch, 2, ...] to [branches * batch, ...], negative rows before positive ones."""
+    return x[:, first:].transpose(0, 1).flatten(0, 1)

@@ -1,0 +1,238 @@
+"""The one schema of params.yaml: read once, checked whole, frozen."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from string import Formatter
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from music_ddpo.errors import UserError
+from music_ddpo.prompts import quadrant_of
+from music_ddpo.rewards.registry import REWARDS
+from music_ddpo.weights.registry import MODELS
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+def _whole_or(word: str, least: int) -> Any:
+    """The type of a key that takes a whole number or one word."""
+
+    def check(value: Any) -> int | str:
+        if value == word or (isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63):
+            return value
+        raise ValueError(f"must be a whole number of at least {least}, or {word!r}")
+
+    return Annotated[Any, BeforeValidator(check)]
+
+
+Batch = _whole_or("auto", 1)
+
+
+class Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class PromptParams(Group):
+    template: str
+    negative: str
+    emotions: list[str] = Field(min_length=1)
+    instruments: list[str] = Field(min_length=1)
+
+    @field_validator("template")
+    @classmethod
+    def names_both(cls, template: str) -> str:
+        try:
+            fields = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+        except ValueError as error:
+            raise ValueError(f"is not a template: {error}") from None
+        if not {"emotion", "instrument"} <= fields <= {"emotion", "instrument", "article"}:
+            raise ValueError("must hold {emotion} and {instrument}, may hold {article}, and nothing else in braces")
+        return template
+
+    @field_validator("emotions")
+    @classmethod
+    def emotions_known(cls, emotions: list[str]) -> list[str]:
+        for emotion in emotions:
+            quadrant_of(emotion)
+        return _distinct(emotions)
+
+    @field_validator("instruments")
+    @classmethod
+    def instruments_named(cls, instruments: list[str]) -> list[str]:
+        if not all(i.strip() for i in instruments):
+            raise ValueError("must not hold an empty name")
+        return _distinct(instruments)
+
+
+class DDPOParams(Group):
+    epochs: Positive
+    trajectories_per_epoch: Positive
+    updates_per_epoch: Positive
+    timesteps: str
+    learning_rate: float = Field(gt=0)
+    adam_betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(min_length=2, max_length=2)
+    weight_decay: float = Field(ge=0)
+    clip_range: float = Field(gt=0)
+    advantage_clip: float = Field(gt=0)
+    advantage_window: Positive
+    max_gradient_norm: float = Field(gt=0)
+
+    @field_validator("timesteps")
+    @classmethod
+    def timesteps_known(cls, timesteps: str) -> str:
+        if not re.fullmatch(r"all|(first|last) [1-9]\d*", timesteps):
+            raise ValueError('must be "all", "first N" or "last N"')
+        return timesteps
+
+    @model_validator(mode="after")
+    def updates_have_trajectories(self) -> DDPOParams:
+        if self.trajectories_per_epoch % self.updates_per_epoch:
+            raise ValueError(
+                f"ddpo.updates_per_epoch: {self.updates_per_epoch} must divide "
+                f"ddpo.trajectories_per_epoch, which is {self.trajectories_per_epoch}"
+            )
+        return self
+
+
+class LoRAParams(Group):
+    rank: Positive
+    alpha: float = Field(gt=0)
+
+
+class EvaluationParams(Group):
+    clips_per_emotion: Positive
+    eta: float = Field(ge=0, le=1)
+    confidence: float = Field(gt=0, lt=1)
+    bootstrap: int = Field(ge=100)
+
+
+class ComputeParams(Group):
+    device: str
+    precision: Literal["auto", "float32", "bfloat16"]
+    sample_batch: Batch
+    update_batch: Batch
+    decode_batch: Batch
+
+    @field_validator("device")
+    @classmethod
+    def device_known(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+            raise ValueError("must be auto, cpu, mps, cuda or cuda:N")
+        return device
+
+
+class Params(Group):
+    """params.yaml, typed. Every key is explained, with its unit and the paper's value, in the file itself."""
+
+    model: str
+    seed: _whole_or("random", 0)
+    duration: float = Field(gt=0, le=300)
+    steps: int = Field(ge=1, le=1000)
+    guidance_scale: float = Field(ge=1)
+    prompts: PromptParams
+    rewards: list[str] = Field(min_length=1)
+    reward_form: Literal["value", "margin", "label"]
+    ddpo: DDPOParams
+    lora: LoRAParams
+    evaluation: EvaluationParams
+    compute: ComputeParams
+
+    @field_validator("model")
+    @classmethod
+    def model_known(cls, model: str) -> str:
+        if model not in MODELS:
+            raise ValueError(_unknown("model", model, MODELS))
+        return model
+
+    @field_validator("rewards")
+    @classmethod
+    def rewards_known(cls, rewards: list[str]) -> list[str]:
+        for reward in rewards:
+            if reward not in REWARDS:
+                raise ValueError(_unknown("reward", reward, REWARDS))
+        return _distinct(rewards)
+
+    @model_validator(mode="after")
+    def timesteps_fit(self) -> Params:
+        trained = self.ddpo.timesteps.partition(" ")[2]
+        if trained and int(trained) > self.steps:
+            raise ValueError(f"ddpo.timesteps: {self.ddpo.timesteps!r} is more than steps, which is {self.steps}")
+        return self
+
+    @property
+    def trained_steps(self) -> range:
+        """Indices of the denoising steps that are trained on; step 0 is the noisiest (paper 5.2.4)."""
+        which, _, count = self.ddpo.timesteps.partition(" ")
+        first = self.steps - int(count) if which == "last" else 0
+        last = int(count) if which == "first" else self.steps
+        return range(first, last)
+
+
+def _distinct(words: list[str]) -> list[str]:
+    twice = sorted({w for w in words if words.count(w) > 1})
+    if twice:
+        raise ValueError(f"must not hold {twice[0]!r} twice")
+    return words
+
+
+def _unknown(kind: str, name: str, known) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {close[0]!r}" if close else ""
+    return f"holds no {kind} that is known here ({', '.join(known)}){hint}"
+
+
+def load(path: Path | str = "params.yaml") -> Params:
+    """Reads and checks params.yaml.
+
+    Raises
+    ------
+    UserError
+        For the first wrong thing in it: names the key, what stands there, and what may stand there.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; run this from the project's folder.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+    return parse(content, str(path))
+
+
+def parse(content: Any, source: str = "params.yaml") -> Params:
+    """Checks the content of params.yaml; raises as `load` does."""
+    if not isinstance(content, dict):
+        raise UserError(f"{source}: must hold keys and values, found {type(content).__name__}.")
+    try:
+        return Params.model_validate(content)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    except ValidationError as error:
+        raise UserError(f"{source}: {_explain(error.errors()[0])}") from None
+
+
+def _explain(error: dict[str, Any]) -> str:
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        known = _keys_at(location[:-1])
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"keys here are {', '.join(known)}."
+        return f"{key}: is no key that is known here; {hint}"
+    if error["type"] == "missing":
+        return f"{key}: is missing; add it (its comment in the shipped params.yaml says what it is)."
+    reason = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if isinstance(error["input"], dict):  # a rule over several keys, which names them itself
+        return f"{reason}." if error["type"] == "value_error" else f"{key}: {reason}."
+    return f"{key}: {error['input']!r} {reason}."
+
+
+def _keys_at(location: list[str]) -> list[str]:
+    group: Any = Params
+    for part in location:
+        group = group.model_fields[part].annotation
+    return list(group.model_fields)

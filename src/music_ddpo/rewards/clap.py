@@ -1,0 +1,74 @@
+"""The `clap` reward: does the sound match the words?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch.nn.functional import normalize
+from transformers import ClapModel, ClapProcessor
+
+from music_ddpo.audio import resample
+from music_ddpo.prompts import Prompt
+from music_ddpo.rewards.base import Judgement, Reward
+
+
+class Clap(Reward):
+    """Cosine similarity of CLAP's text and audio embeddings (paper 4.3).
+
+    A clip longer than the model's window is heard in windows spread evenly over it, whose similarities are
+    averaged. `value` is the similarity to the prompt, in [-1, 1]; `margin` is that less the highest
+    similarity among the same sentence with each emotion of the study, in [-2, 0].
+    """
+
+    name = "clap"
+    headline = "similarity"
+    lowest = -1.0
+
+    def __init__(self, model: ClapModel, processor: ClapProcessor, device: torch.device):
+        self.model = model.to(device).eval().requires_grad_(False)
+        self.processor = processor
+        self.device = device
+        self._texts: dict[str, torch.Tensor] = {}
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> Clap:
+        model = ClapModel.from_pretrained(folder, local_files_only=True)
+        return cls(model, ClapProcessor.from_pretrained(folder, local_files_only=True), device)
+
+    @torch.no_grad()
+    def embed_text(self, text: str) -> torch.Tensor:
+        """Unit-norm embedding of a sentence, float32 [dimensions]; remembered."""
+        if text not in self._texts:
+            tokens = self.processor.tokenizer([text], return_tensors="pt", truncation=True).to(self.device)
+            self._texts[text] = normalize(self.model.get_text_features(**tokens).pooler_output.float()[0], dim=0).cpu()
+        return self._texts[text]
+
+    @torch.no_grad()
+    def embed_audio(self, waveform: torch.Tensor, sample_rate: int) -> torch.Tensor:
+        """Unit-norm embeddings of a clip [samples], one a window: float32 [windows, dimensions]."""
+        extractor = self.processor.feature_extractor
+        clip = resample(waveform, sample_rate, extractor.sampling_rate)
+        longest = extractor.nb_max_samples
+        count = max(1, math.ceil(len(clip) / longest))
+        starts = torch.linspace(0, max(0, len(clip) - longest), count).round().long().tolist()
+        parts = [clip[s : s + longest].numpy() for s in starts]
+        features = extractor(parts, sampling_rate=extractor.sampling_rate, return_tensors="pt").input_features
+        embeddings = self.model.get_audio_features(input_features=features.to(self.device)).pooler_output
+        return normalize(embeddings.float(), dim=1).cpu()
+
+    def judge(self, waveforms: torch.Tensor, sample_rate: int, prompts: Sequence[Prompt]) -> Judgement:
+        value, margin, predicted, correct = [], [], [], []
+        for waveform, prompt in zip(waveforms, prompts, strict=True):
+            texts = torch.stack([self.embed_text(t) for t in prompt.alternatives])
+            similarities = (texts @ self.embed_audio(waveform, sample_rate).T).mean(1)
+            own = similarities[prompt.alternatives.index(prompt.text)]
+            best = int(similarities.argmax())
+            value.append(own)
+            margin.append(own - similarities[best])
+            predicted.append(prompt.alternative_quadrants[best])
+            correct.append(float(prompt.alternatives[best] == prompt.text))
+        value = torch.stack(value)
+        return Judgement(value, torch.stack(margin), predicted, torch.tensor(correct), similarity=value)

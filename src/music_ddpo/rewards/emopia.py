@@ -1,0 +1,71 @@
+"""The `emopia` reward: which of four emotions does the clip carry?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from music_ddpo.audio import resample, windows
+from music_ddpo.errors import UserError
+from music_ddpo.prompts import QUADRANTS, Prompt
+from music_ddpo.rewards.base import Judgement, Reward
+from music_ddpo.rewards.emopia_net import ShortChunkResNet
+
+
+class Emopia(Reward):
+    """EMOPIA's classifier; its four sigmoid scores are averaged over windows of 3 s (one for 5 s, three for 10 s).
+
+    `value` and `margin` are the score of the prompt's quadrant less the highest score, in [-1, 0].
+    """
+
+    name = "emopia"
+    headline = "accuracy"
+    lowest = -1.0
+
+    def __init__(self, network: ShortChunkResNet, sample_rate: int, window: float, device: torch.device):
+        self.network = network.to(device).eval().requires_grad_(False)
+        self.sample_rate = sample_rate  # Hz
+        self.window = window  # seconds
+        self.device = device
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> Emopia:
+        hparams = _hparams(folder)
+        keys = ("n_fft", "f_min", "f_max", "n_mels", "n_channels")
+        network = ShortChunkResNet(hparams["sr"], **{key: hparams[key] for key in keys})
+        network.load_state_dict(load_file(folder / "model.safetensors"))
+        return cls(network, hparams["sr"], hparams["input_length"], device)
+
+    @classmethod
+    def shortest_clip(cls, folder: Path) -> float:
+        return float(_hparams(folder)["input_length"])
+
+    @torch.no_grad()
+    def judge(self, waveforms: torch.Tensor, sample_rate: int, prompts: Sequence[Prompt]) -> Judgement:
+        length = round(self.window * self.sample_rate)
+        cut = windows(resample(waveforms.to(self.device), sample_rate, self.sample_rate), length)
+        if not cut.shape[1]:
+            seconds = waveforms.shape[1] / sample_rate
+            raise UserError(f"duration: {seconds:g} s is too short for reward 'emopia'; it needs {self.window:g} s.")
+        scores = self.network(cut.flatten(0, 1)).view(len(cut), -1, 4).mean(1).cpu()
+        target = torch.tensor([QUADRANTS.index(p.quadrant) for p in prompts])
+        margin = scores.gather(1, target[:, None])[:, 0] - scores.amax(1)
+        predicted = scores.argmax(1)
+        return Judgement(
+            value=margin,
+            margin=margin,
+            predicted=[QUADRANTS[i] for i in predicted],
+            correct=(predicted == target).float(),
+            details={f"score_{q}": scores[:, i] for i, q in enumerate(QUADRANTS)},
+        )
+
+
+def _hparams(folder: Path) -> dict:
+    path = folder / "hparams.yaml"
+    if not path.is_file():
+        raise UserError(f"{path}: not found; run `dvc repro -f fetch`.")
+    return yaml.safe_load(path.read_text())["wav"]

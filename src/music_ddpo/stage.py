@@ -1,0 +1,74 @@
+"""What the stage scripts share: checked params in, one clear line on error, cost out."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+
+import click
+
+from music_ddpo.errors import UserError
+from music_ddpo.files import write_json
+from music_ddpo.params import load
+
+MODELS = Path("models")
+CHECKPOINTS = Path(".checkpoints")  # outside the outputs, which DVC removes before a stage runs
+
+
+def stage(function: Callable[..., None]) -> click.Command:
+    """Makes a click command of `function(params, ...)`, run from the project's folder.
+
+    It writes what the run cost to metrics/cost/<name>.json, and turns a `UserError` into one line on
+    standard error and exit code 1.
+    """
+
+    @wraps(function)
+    def run(**arguments: str) -> None:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # only `fetch` may reach the network, and it says so itself
+        warnings.showwarning = _one_line
+        started = time.perf_counter()
+        name = "-".join([function.__name__.strip("_"), *arguments.values()])
+        try:
+            params = load()
+            function(params, **arguments)
+            write_json(f"metrics/cost/{name}.json", _cost(started))
+        except UserError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(1)
+
+    return click.command(help=function.__doc__)(run)
+
+
+def study_seed() -> int:
+    """The seed that stage `seed` has settled."""
+    path = Path("metrics/seed.json")
+    try:
+        return json.loads(path.read_text())["seed"]
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; run `dvc repro`, whose first stage writes it.") from None
+
+
+def _one_line(message, category, filename, lineno, file=None, line=None) -> None:
+    if issubclass(category, UserWarning):
+        click.echo(f"Warning: {message}", err=True)
+
+
+def _cost(started: float) -> dict[str, float]:
+    import torch  # late: `seed` and errors in params.yaml need not wait for it
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    cost = {
+        "seconds": round(time.perf_counter() - started, 1),
+        "peak_memory_gb": round(peak * (1 if platform.system() == "Darwin" else 1024) / 1e9, 2),
+    }
+    if torch.cuda.is_available():
+        cost["peak_gpu_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+    return cost
