@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from corpus import INSTRUMENTS, SAMPLE_RATE
-from mel import load, log_mel
+from mel import SCALE, load, log_mel
 from music_ddpo import audio
 from music_ddpo.ddim import make_schedule
 from music_ddpo.execution import choose
@@ -25,7 +25,7 @@ from music_ddpo.rollout import decode, sample
 from music_ddpo.weights.fetch import MANIFEST, manifest
 from train_clap import recording_is_spoiled
 
-MODELS = Path("models")
+MODELS = Path("build/models")
 EMOTIONS = [EMOTIONS_OF_QUADRANT[q][0] for q in QUADRANTS]
 SECONDS = 5
 
@@ -53,8 +53,6 @@ def convergence(sound: torch.Tensor, target: torch.Tensor) -> float:
 
 def log_mel_distance(sound: torch.Tensor, target: torch.Tensor) -> float:
     """Mean absolute difference of the log-mels, in dB."""
-    from mel import SCALE
-
     return float((log_mel(sound) - log_mel(target)).abs().mean() * SCALE * 20 / np.log(10))
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from corpus import SAMPLE_RATE
 from torch.nn.functional import pad
 from torchaudio.transforms import MelSpectrogram
+
+from corpus import SAMPLE_RATE
 
 HOP, MELS = 200, 64
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP

@@ -8,10 +8,10 @@ import string
 from collections import Counter
 
 import numpy as np
-from corpus import INSTRUMENTS, caption
 from tokenizers import ByteLevelBPETokenizer
 from transformers import RobertaTokenizer, T5Tokenizer
 
+from corpus import INSTRUMENTS, caption
 from music_ddpo.prompts import QUADRANTS
 
 

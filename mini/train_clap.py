@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import click
 import numpy as np
 import torch
-from corpus import INSTRUMENTS, NEGATIVE_CAPTION, SAMPLE_RATE, caption, recording
-from mel import load
-from text import roberta_tokenizer
 from torch.nn.functional import log_softmax
 from tqdm import tqdm, trange
 from transformers import ClapAudioConfig, ClapConfig, ClapFeatureExtractor, ClapModel, ClapProcessor, ClapTextConfig
 
+from corpus import INSTRUMENTS, NEGATIVE_CAPTION, SAMPLE_RATE, caption, recording
+from mel import load
 from music_ddpo.prompts import QUADRANTS
+from text import roberta_tokenizer
 
 STEPS, BATCH = 1200, 48
 
@@ -36,7 +36,7 @@ class Kind:
 
 KINDS = {
     "player": Kind("player", "build/clap-player", 4, 32, 48),
-    "judge": Kind("judge", "models/rewards/clap", 5, 48, 64),
+    "judge": Kind("judge", "build/models/rewards/clap", 5, 48, 64),
 }
 
 

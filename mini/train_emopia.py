@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from corpus import SAMPLE_RATE
-from mel import crops, load
 from safetensors.torch import save_file
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 from tqdm import trange
 
+from corpus import SAMPLE_RATE
+from mel import crops, load
 from music_ddpo.rewards.emopia_net import ShortChunkResNet
 
 STEPS, BATCH, WINDOW = 1200, 32, 3
@@ -42,7 +42,7 @@ def main() -> None:
         if step % 50 == 0:
             bar.set_postfix_str(f"loss {loss:.3f}")
 
-    folder = Path("models/rewards/emopia")
+    folder = Path("build/models/rewards/emopia")
     folder.mkdir(parents=True, exist_ok=True)
     save_file(network.state_dict(), folder / "model.safetensors")
     wav = {"sr": HPARAMS.pop("sample_rate"), "input_length": WINDOW} | HPARAMS  # as the authors name them

@@ -11,7 +11,6 @@ import sys
 
 import numpy as np
 import torch
-from corpus import CAPTIONS, INSTRUMENTS, NEGATIVE_CAPTION, article
 from diffusers import (
     AudioLDM2Pipeline,
     AudioLDM2ProjectionModel,
@@ -20,11 +19,8 @@ from diffusers import (
     DDIMScheduler,
 )
 from diffusers.utils import logging
-from mel import crops, load, log_mel
-from text import t5_tokenizer
 from torch.nn.functional import mse_loss
 from tqdm import tqdm, trange
-from train_clap import recording_is_spoiled
 from transformers import (
     ClapModel,
     ClapProcessor,
@@ -35,9 +31,14 @@ from transformers import (
     T5EncoderModel,
 )
 
+from corpus import CAPTIONS, INSTRUMENTS, NEGATIVE_CAPTION, article
+from mel import crops, load, log_mel
 from music_ddpo.prompts import EMOTIONS_OF_QUADRANT, QUADRANTS
+from text import t5_tokenizer
+from train_clap import recording_is_spoiled
+from train_vocoder import vocoder_config
 
-STEPS, BATCH = 7000, 64
+STEPS, BATCH = 5000, 48
 WIDTH = 64  # of the text towers
 # Row: the quadrant of the word in the caption. Column: how often the music is in Q1, Q2, Q3, Q4.
 MUSIC_GIVEN_WORD = np.array(
@@ -75,7 +76,7 @@ def build() -> AudioLDM2Pipeline:
         sample_size=25,
         in_channels=channels,
         out_channels=channels,
-        block_out_channels=(48, 96),
+        block_out_channels=(32, 64),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1,
@@ -98,7 +99,7 @@ def build() -> AudioLDM2Pipeline:
         feature_extractor=processor.feature_extractor,
         unet=unet,
         scheduler=scheduler,
-        vocoder=SpeechT5HifiGan.from_pretrained("build/vocoder"),
+        vocoder=SpeechT5HifiGan(vocoder_config()),  # a place-holder: training ends at the latents
     )
 
 
@@ -109,7 +110,8 @@ def latents(vae: AutoencoderKL, clips: np.ndarray, seconds: float, copies: int, 
     for _ in range(copies):
         for part in tqdm(np.array_split(np.arange(len(clips)), len(clips) // 16), desc="latents", mininterval=10):
             mel = log_mel(crops(clips, part, seconds, rng))[:, None]
-            out.append(vae.encode(mel).latent_dist.parameters)
+            with torch.autocast("cpu", torch.bfloat16):
+                out.append(vae.encode(mel).latent_dist.parameters.float())
     return torch.cat(out).unflatten(0, (copies, len(clips)))
 
 
@@ -192,7 +194,7 @@ def save(pipe: AudioLDM2Pipeline, modules, averaged) -> None:
     kept = [{k: v.clone() for k, v in m.state_dict().items()} for m in modules]
     for module, mean in zip(modules, averaged, strict=True):
         module.load_state_dict(mean.state_dict())
-    pipe.save_pretrained("models/pipeline")
+    pipe.save_pretrained("build/generator")
     for module, state in zip(modules, kept, strict=True):
         module.load_state_dict(state)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from mel import FRAMES_PER_SECOND, crops, load, log_mel
 from tqdm import trange
+
+from mel import FRAMES_PER_SECOND, crops, load, log_mel
 
 STEPS, BATCH, SECONDS = 3000, 16, 1.6
 KL_WEIGHT = 1e-3

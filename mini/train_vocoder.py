@@ -6,15 +6,19 @@ and they train in minutes on a CPU.
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import torch
-from corpus import SAMPLE_RATE
-from mel import MELS, crops, load, log_mel
 from torch.nn.functional import l1_loss
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 from tqdm import trange
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
-STEPS, BATCH, SECONDS = 6000, 12, 0.8
+from corpus import SAMPLE_RATE
+from mel import MELS, crops, load, log_mel
+
+STEPS, BATCH, SECONDS = 4500, 12, 0.8
 RESOLUTIONS = (256, 512, 1024, 2048)
 
 
@@ -32,11 +36,8 @@ def spectral_loss(sound: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return total / len(RESOLUTIONS)
 
 
-def main() -> None:
-    torch.manual_seed(1)
-    rng = np.random.default_rng(1)
-    clips = load("player")
-    config = SpeechT5HifiGanConfig(
+def vocoder_config() -> SpeechT5HifiGanConfig:
+    return SpeechT5HifiGanConfig(
         model_in_dim=MELS,
         sampling_rate=SAMPLE_RATE,
         upsample_initial_channel=128,
@@ -46,11 +47,17 @@ def main() -> None:
         resblock_dilation_sizes=[[1, 3], [1, 3]],
         normalize_before=False,
     )
-    vocoder = SpeechT5HifiGan(config)
+
+
+def main(steps: int = STEPS) -> None:
+    torch.manual_seed(1)
+    rng = np.random.default_rng(1)
+    clips = load("player")
+    vocoder = SpeechT5HifiGan(vocoder_config())
     vocoder.apply_weight_norm()
     optimizer = torch.optim.AdamW(vocoder.parameters(), lr=1e-3, betas=(0.8, 0.99))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, STEPS, pct_start=0.05)
-    bar = trange(STEPS, desc="vocoder", mininterval=10)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, steps, pct_start=0.05)
+    bar = trange(steps, desc="vocoder", mininterval=10)
     for step in bar:
         target = crops(clips, rng.integers(len(clips), size=BATCH), SECONDS, rng)
         mel = log_mel(target)
@@ -65,9 +72,11 @@ def main() -> None:
         schedule.step()
         if step % 100 == 0:
             bar.set_postfix_str(f"loss {loss:.3f}")
-    vocoder.remove_weight_norm()
+    for module in vocoder.modules():  # the class's own remove_weight_norm knows torch's old weight norm only
+        if is_parametrized(module, "weight"):
+            remove_parametrizations(module, "weight")
     vocoder.save_pretrained("build/vocoder")
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))

@@ -118,9 +118,12 @@ class Study:
         return None if None in found else float(np.mean(found))
 
     def gap_closed(self, judge: str, adapter: str) -> Estimate | None:
-        """The share of the way from the untouched model to real recordings that training went."""
+        """The share of the way from the untouched model to real recordings that training went.
+
+        None where there are no recordings to compare with, or no gap beyond chance: a share of nothing is nothing.
+        """
         real = self.real(judge)
-        if real is None or real <= self.estimate(judge, None).value:
+        if real is None or real <= self.estimate(judge, None).high:
             return None
 
         def share(means: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,12 +29,14 @@ def whole(path: Path | str) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove(partial)
         yield partial
-        remove(path)
+        partial.stat()  # before the old content goes
+        if path.is_dir() or partial.is_dir():  # a file takes a file's place in one step
+            remove(path)
         os.replace(partial, path)
     except UserError:
         raise
     except Exception as error:
-        reason = _reason(error, path.parent)
+        reason = _reason(error, partial)
         if reason is None:
             raise
         raise UserError(f"{path}: could not be written: {reason}.") from error
@@ -54,13 +57,18 @@ REASONS = {
 }
 
 
-def _reason(error: Exception, folder: Path) -> str | None:
+def _reason(error: Exception, partial: Path) -> str | None:
     """Why writing failed, where the system is to blame. Libraries hide its word, so a probe asks again."""
-    if isinstance(error, OSError) and error.errno in REASONS:
-        return REASONS[error.errno]
-    probe = folder / ".probe.partial"
+    told = re.search(r"os error (\d+)", str(error))  # safetensors is written in Rust
+    code = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+    if code in REASONS:
+        return REASONS[code]
+    probe = partial.with_name(".probe.partial")
+    largest = max((p.stat().st_size for p in [partial, *partial.rglob("*")] if p.is_file()), default=0)
     try:
-        probe.write_bytes(bytes(1 << 20))
+        with probe.open("wb") as file:
+            file.seek(largest)  # a size limit is met where the largest file met it; what is skipped takes no space
+            file.write(bytes(1 << 20))
     except OSError as probed:
         return REASONS.get(probed.errno)
     finally:

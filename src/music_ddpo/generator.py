@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 from diffusers import AudioLDM2Pipeline, DDIMScheduler
+from diffusers.utils import logging as diffusers_logging
 from torch import nn
+from transformers.utils import logging as transformers_logging
 
 from music_ddpo.errors import UserError
 
@@ -71,6 +73,7 @@ class Generator:
         folder = Path(folder)
         if not (folder / "model_index.json").is_file():
             raise UserError(f"{folder}: holds no pipeline (no model_index.json); run `dvc repro fetch`.")
+        _quieten()
         try:
             return cls(AudioLDM2Pipeline.from_pretrained(folder, local_files_only=True), device, dtype)
         except Exception as error:  # safetensors, transformers and diffusers each raise their own
@@ -187,6 +190,13 @@ class Generator:
         mel = self.vae.decode(scaled).sample
         waveforms = self.vocoder(mel.squeeze(1)).float().cpu()
         return waveforms[:, : int(duration * self.sample_rate)]
+
+
+def _quieten() -> None:
+    """The libraries' bars for loading and remarks on casting say nothing that a user of the study needs."""
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
 
 
 def _pad(x: torch.Tensor, tokens: int) -> torch.Tensor:

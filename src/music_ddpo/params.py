@@ -12,9 +12,18 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from music_ddpo.errors import UserError
-from music_ddpo.prompts import quadrant_of
+from music_ddpo.prompts import fill, quadrant_of
 from music_ddpo.rewards.registry import REWARDS
 from music_ddpo.weights.registry import MODELS
+
+
+class YAML(yaml.SafeLoader):
+    """PyYAML with the floats of YAML 1.2, which DVC writes: to PyYAML alone 1e-05 is a word."""
+
+
+YAML.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -34,7 +43,7 @@ Batch = _whole_or("auto", 1)
 
 
 class Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class PromptParams(Group):
@@ -48,7 +57,9 @@ class PromptParams(Group):
     def names_both(cls, template: str) -> str:
         try:
             fields = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
-        except ValueError as error:
+            if fields <= {"emotion", "instrument", "article"}:
+                fill(template, "happy", "piano")
+        except (ValueError, LookupError) as error:
             raise ValueError(f"is not a template: {error}") from None
         if not {"emotion", "instrument"} <= fields <= {"emotion", "instrument", "article"}:
             raise ValueError("must hold {emotion} and {instrument}, may hold {article}, and nothing else in braces")
@@ -195,9 +206,11 @@ def load(path: Path | str = "params.yaml") -> Params:
         For the first wrong thing in it: names the key, what stands there, and what may stand there.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.load(Path(path).read_text(), YAML)
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run this from the project's folder.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
     return parse(content, str(path))
@@ -212,7 +225,9 @@ def parse(content: Any, source: str = "params.yaml") -> Params:
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
     except ValidationError as error:
-        raise UserError(f"{source}: {_explain(error.errors()[0])}") from None
+        # An unknown key comes first: misspelt, it is why another one is missing.
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+        raise UserError(f"{source}: {_explain(first)}") from None
 
 
 def _explain(error: dict[str, Any]) -> str:
@@ -226,8 +241,8 @@ def _explain(error: dict[str, Any]) -> str:
     if error["type"] == "missing":
         return f"{key}: is missing; add it (its comment in the shipped params.yaml says what it is)."
     reason = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    if isinstance(error["input"], dict):  # a rule over several keys, which names them itself
-        return f"{reason}." if error["type"] == "value_error" else f"{key}: {reason}."
+    if error["type"] == "value_error" and key in ("", "ddpo"):  # a rule over several keys, which names them itself
+        return f"{reason}."
     return f"{key}: {error['input']!r} {reason}."
 
 

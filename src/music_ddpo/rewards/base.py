@@ -93,7 +93,8 @@ class Reward(ABC):
                 stacklevel=2,
             )
         out = torch.tensor([bool(reason) for reason in bad])
-        judged = self.judge(waveforms.masked_fill(out[:, None], 0.0), sample_rate, prompts)
+        waveforms = waveforms.masked_fill(out[:, None], 0.0).clamp(-1, 1)  # as a WAV file holds them
+        judged = self.judge(waveforms, sample_rate, prompts)
 
         def low(x: torch.Tensor, floor: float) -> torch.Tensor:
             return torch.where(out, torch.tensor(floor), x.detach().float().cpu())

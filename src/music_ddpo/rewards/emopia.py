@@ -15,6 +15,8 @@ from music_ddpo.prompts import QUADRANTS, Prompt
 from music_ddpo.rewards.base import Judgement, Reward
 from music_ddpo.rewards.emopia_net import ShortChunkResNet
 
+SETTINGS = ("n_fft", "f_min", "f_max", "n_mels", "n_channels")
+
 
 class Emopia(Reward):
     """EMOPIA's classifier; its four sigmoid scores are averaged over windows of 3 s (one for 5 s, three for 10 s).
@@ -35,8 +37,7 @@ class Emopia(Reward):
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> Emopia:
         hparams = _hparams(folder)
-        keys = ("n_fft", "f_min", "f_max", "n_mels", "n_channels")
-        network = ShortChunkResNet(hparams["sr"], **{key: hparams[key] for key in keys})
+        network = ShortChunkResNet(hparams["sr"], **{key: hparams[key] for key in SETTINGS})
         network.load_state_dict(load_file(folder / "model.safetensors"))
         return cls(network, hparams["sr"], hparams["input_length"], device)
 
@@ -68,4 +69,11 @@ def _hparams(folder: Path) -> dict:
     path = folder / "hparams.yaml"
     if not path.is_file():
         raise UserError(f"{path}: not found; run `dvc repro -f fetch`.")
-    return yaml.safe_load(path.read_text())["wav"]
+    try:
+        hparams = yaml.safe_load(path.read_text())["wav"]
+        missing = sorted({"sr", "input_length", *SETTINGS} - set(hparams))
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError):
+        missing = ["wav"]
+    if missing:
+        raise UserError(f"{path}: truncated or altered, {missing[0]!r} is missing; run `dvc repro -f fetch`.")
+    return hparams

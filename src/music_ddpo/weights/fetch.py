@@ -64,11 +64,14 @@ def fetch(model: str, rewards: Sequence[str], target: Path) -> None:
 def _read_manifest(source: Path) -> dict[str, str]:
     path = source / MANIFEST
     try:
-        return json.loads(path.read_text())
+        known = json.loads(path.read_text())
+        if not (isinstance(known, dict) and known and all(isinstance(v, str) for v in known.values())):
+            raise ValueError("holds no checksums")
+        return known
     except FileNotFoundError:
         raise UserError(f"{path}: not found; restore it with `git checkout {source}`.") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: is not JSON ({error}); restore it with `git checkout {source}`.") from None
+    except ValueError as error:  # not JSON, not text, or not what it should hold
+        raise UserError(f"{path}: is no manifest ({error}); restore it with `git checkout {source}`.") from None
 
 
 def _verify(path: Path, expected: str) -> None:

@@ -1,0 +1,228 @@
+"""The measuring: intervals against published and textbook values, and a study small enough to check by hand."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import binomtest
+
+from music_ddpo.evaluation import Study, bootstrap, markdown, metrics, plots, wilson
+from music_ddpo.params import EvaluationParams
+
+SETTINGS = EvaluationParams(clips_per_emotion=4, eta=1.0, confidence=0.95, bootstrap=2000)
+EMOTIONS = ["happy", "sad"] * 4
+QUADRANT = {"happy": "Q1", "sad": "Q3"}
+
+# Clips 0, 2, 4, 6 are happy and 1, 3, 5, 7 are sad.
+#                     happy sad  h  s  h  s  h  s
+HEARD_ORIGINAL = [1, 0, 0, 1, 0, 0, 0, 0]  # happy 1/4, sad 1/4
+HEARD_TRAINED = [1, 1, 1, 1, 1, 0, 0, 1]  # happy 3/4, sad 3/4
+SIMILAR_ORIGINAL = [0.1, 0.2, 0.3, 0.4, 0.1, 0.2, 0.3, 0.4]  # happy 0.2, sad 0.3
+SIMILAR_TRAINED = [0.3, 0.2, 0.4, 0.5, 0.2, 0.2, 0.5, 0.5]  # happy 0.35, sad 0.35
+REFERENCE = {"clap": {"piano": {"happy": 0.4, "sad": 0.5}}, "emopia": {"piano": {"happy": 1.0, "sad": 0.5}}}
+
+
+def scores(heard: list[int], similarity: list[float]) -> pd.DataFrame:
+    quadrant = [QUADRANT[e] for e in EMOTIONS]
+    predicted = [q if right else "Q4" for q, right in zip(quadrant, heard, strict=True)]
+    return pd.DataFrame(
+        {
+            "emotion": EMOTIONS, "instrument": "piano", "quadrant": quadrant,
+            "emopia_predicted": predicted, "emopia_correct": heard, "emopia_value": [x - 1.0 for x in heard],
+            "clap_predicted": predicted, "clap_correct": heard, "clap_value": similarity, "clap_similarity": similarity,
+        }
+    )  # fmt: skip
+
+
+def study(reference: dict = REFERENCE) -> Study:
+    original = scores(HEARD_ORIGINAL, SIMILAR_ORIGINAL)
+    trained = {"clap": scores(HEARD_ORIGINAL, SIMILAR_TRAINED), "emopia": scores(HEARD_TRAINED, SIMILAR_ORIGINAL)}
+    return Study(original, trained, reference, SETTINGS, seed=0)
+
+
+def leaves(tree: dict) -> list:
+    return [x for value in tree.values() for x in (leaves(value) if isinstance(value, dict) else [value])]
+
+
+# Intervals
+
+
+@pytest.mark.parametrize(
+    ("successes", "low", "high"), [(0, 0.0, 0.2775), (5, 0.2366, 0.7634), (10, 0.7225, 1.0)], ids=str
+)
+def test_the_wilson_interval_has_its_published_values(successes, low, high):
+    estimate = wilson(successes, 10, 0.95)
+
+    assert (estimate.value, estimate.clips) == (successes / 10, 10)
+    assert estimate.low == pytest.approx(low, abs=5e-5)
+    assert estimate.high == pytest.approx(high, abs=5e-5)
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
+@pytest.mark.parametrize(("successes", "count"), [(0, 1), (1, 1), (3, 25), (24, 25), (100, 100), (61, 100)])
+def test_the_wilson_interval_is_that_of_scipy(successes, count, confidence):
+    expected = binomtest(successes, count).proportion_ci(confidence, method="wilson")
+    estimate = wilson(successes, count, confidence)
+
+    assert estimate.low == pytest.approx(expected.low, abs=1e-12)
+    assert estimate.high == pytest.approx(expected.high, abs=1e-12)
+    assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+
+
+def test_the_bootstrap_of_a_large_samples_mean_agrees_with_normal_theory():
+    sample = np.random.default_rng(0).exponential(size=(2000, 1))
+
+    estimate = bootstrap(sample, lambda m: m[..., 0], SETTINGS, seed=0)
+
+    half = 1.96 * sample.std() / np.sqrt(2000)
+    assert estimate.value == pytest.approx(sample.mean())
+    assert estimate.low == pytest.approx(sample.mean() - half, abs=0.1 * half)
+    assert estimate.high == pytest.approx(sample.mean() + half, abs=0.1 * half)
+
+
+def test_the_bootstrap_repeats_itself_for_the_same_seed():
+    sample = np.random.default_rng(0).normal(size=(30, 1))
+
+    def interval(seed: int) -> tuple[float, float]:
+        estimate = bootstrap(sample, lambda m: m[..., 0], SETTINGS, seed)
+        return estimate.low, estimate.high
+
+    assert interval(1) == interval(1)
+    assert interval(1) != interval(2)
+
+
+def test_identical_columns_differ_by_exactly_nothing():
+    column = np.random.default_rng(0).normal(size=50)
+
+    estimate = bootstrap(np.stack([column, column], 1), lambda m: m[..., 1] - m[..., 0], SETTINGS, seed=0)
+
+    assert (estimate.value, estimate.low, estimate.high) == (0, 0, 0)
+
+
+def test_pairing_narrows_the_interval_of_correlated_columns():
+    rng = np.random.default_rng(0)
+    before = rng.normal(size=200)
+    after = before + 0.2 * rng.normal(size=200)
+
+    def width(second: np.ndarray) -> float:
+        estimate = bootstrap(np.stack([before, second], 1), lambda m: m[..., 1] - m[..., 0], SETTINGS, seed=0)
+        return estimate.high - estimate.low
+
+    # Deviations of the difference are 0.2 in pairs and sqrt(2) without: a seventh.
+    assert width(after) < 0.25 * width(rng.permutation(after))
+
+
+# A study
+
+
+def test_estimates_are_shares_for_an_accuracy_and_means_for_a_similarity():
+    accuracy = study().estimate("emopia", "emopia", "sad")
+    similarity = study().estimate("clap", "clap", "happy")
+
+    assert (accuracy.value, accuracy.clips) == (0.75, 4)
+    expected = binomtest(3, 4).proportion_ci(method="wilson")
+    assert (accuracy.low, accuracy.high) == pytest.approx((expected.low, expected.high))
+    assert similarity.value == pytest.approx(0.35)
+    assert 0.2 <= similarity.low < 0.35 < similarity.high <= 0.5  # the lowest and the highest of its clips
+
+
+def test_a_gain_is_trained_less_original():
+    assert study().gain("emopia", "emopia").value == pytest.approx(0.5)
+    assert study().gain("emopia", "emopia", "happy").value == pytest.approx(0.5)
+    assert study().gain("clap", "clap").value == pytest.approx(0.1)
+    assert study().gain("clap", "clap", "sad").value == pytest.approx(0.05)
+
+
+def test_an_adapter_that_changed_nothing_gains_exactly_nothing():
+    gain = study().gain("emopia", "clap")
+
+    assert (gain.value, gain.low, gain.high) == (0, 0, 0)
+
+
+def test_the_gap_closed_is_the_gain_over_the_distance_to_real_recordings():
+    closed = study().gap_closed("clap", "clap")
+
+    assert study().real("clap") == pytest.approx(0.45)
+    assert closed.value == pytest.approx(0.1 / (0.45 - 0.25))
+    assert closed.low < closed.value < closed.high
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        {},
+        {"clap": {"piano": {"happy": 0.4}}},
+        {"clap": {"violin": {"happy": 0.4, "sad": 0.5}}},
+        {"clap": {"piano": {"happy": 0.2, "sad": 0.3}}},
+    ],
+    ids=["nothing measured", "an emotion missing", "an instrument missing", "no gap"],
+)
+def test_there_is_no_share_of_a_gap_that_is_unknown_or_not_there(reference):
+    assert study(reference).gap_closed("clap", "clap") is None
+
+
+def test_metrics_hold_the_numbers_of_the_study():
+    result = metrics(study())
+
+    heard = result["judged_by_emopia"]
+    assert list(heard) == ["original", "trained_with_clap", "trained_with_emopia", "real_recordings"]
+    assert (heard["original"]["accuracy"], heard["original"]["clips"]) == (0.25, 8)
+    assert (heard["original"]["happy"]["accuracy"], heard["original"]["happy"]["clips"]) == (0.25, 4)
+    assert heard["trained_with_emopia"]["accuracy"] == 0.75
+    assert heard["trained_with_emopia"]["gain"] == 0.5
+    assert heard["trained_with_emopia"]["gap_closed"] == 1.0
+    assert heard["trained_with_emopia"]["sad"]["gain"] == 0.5
+    assert heard["trained_with_clap"]["gain"] == 0
+    assert heard["real_recordings"] == {"accuracy": 0.75}
+    similar = result["judged_by_clap"]
+    assert similar["original"]["similarity"] == 0.25
+    assert similar["trained_with_clap"]["similarity"] == 0.35
+    assert similar["trained_with_clap"]["happy"]["similarity"] == 0.35
+    assert similar["trained_with_clap"]["gain"] == 0.1
+    assert similar["trained_with_clap"]["gap_closed"] == 0.5
+    assert similar["trained_with_emopia"]["gain"] == 0
+    assert similar["real_recordings"] == {"similarity": 0.45}
+
+
+def test_metrics_are_finite_numbers_that_json_keeps():
+    result = metrics(study())
+
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert {type(x) for x in leaves(result)} <= {int, float}
+    assert set(result["judged_by_clap"]["original"]) == {
+        "similarity", "similarity_low", "similarity_high", "clips", "happy", "sad",
+    }  # fmt: skip
+
+
+def test_the_tables_show_the_numbers_of_the_study():
+    lines = markdown(study()).splitlines()
+    low, high = binomtest(6, 8).proportion_ci(method="wilson")
+
+    assert "| emotion | original | trained with clap | trained with emopia | clips |" in lines
+    (everything,) = (line for line in lines if line.startswith("| **all** |"))
+    assert everything.endswith(f"| 0.75 [{low:.2f}, {high:.2f}] | 8 |")
+    (summary,) = (line for line in lines if line.startswith("| clap | similarity |"))
+    assert "| 0.25 [" in summary
+    assert "| 0.35 [" in summary
+    assert "| +0.10 [" in summary
+    assert "| 0.45 | 0.50 [" in summary
+    (transfer,) = (line for line in lines if line.startswith("| emopia | +"))
+    assert transfer.startswith("| emopia | +0.00 [+0.00, +0.00] | +0.50 [")
+
+
+def test_the_rows_of_a_table_have_as_many_cells_as_its_head():
+    width = 0
+    for line in markdown(study({})).splitlines():
+        if not line.startswith("|"):
+            width = 0
+            continue
+        width = width or line.count("|")
+        assert line.count("|") == width, line
+
+
+def test_confusion_plots_pair_what_was_asked_for_with_what_was_heard():
+    confusion = plots(study())["confusion/trained_with_emopia-by-emopia.csv"]
+
+    counts = confusion.value_counts().to_dict()
+    assert counts == {("Q1", "Q1"): 3, ("Q1", "Q4"): 1, ("Q3", "Q3"): 3, ("Q3", "Q4"): 1}

@@ -1,0 +1,99 @@
+"""AudioLDM 2 as a policy, against the stock pipeline, on the embedded models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import MINI
+from diffusers import AudioLDM2Pipeline
+
+from music_ddpo import execution, params
+from music_ddpo.ddim import make_schedule
+from music_ddpo.generator import Generator
+from music_ddpo.randomness import generator as random_generator
+from music_ddpo.rollout import decode, sample
+
+PROMPT = "A recording of an angry piano solo, high quality"
+NEGATIVE = "Low quality, multiple sound sources"
+LONG_NEGATIVE = ", ".join([NEGATIVE] * 4)
+CHOSEN = execution.choose(params.load().compute)
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    return Generator.load(MINI / "pipeline", torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def stock() -> AudioLDM2Pipeline:
+    pipe = AudioLDM2Pipeline.from_pretrained(MINI / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def denoise(generator, prompts, steps=4, eta=0.0, guidance=3.5, duration=5, batch=8, purpose="test"):
+    conditioning = generator.encode(prompts, NEGATIVE)
+    schedule = make_schedule(generator.scheduler, steps, eta)
+    noise = [random_generator(0, purpose, 0, i) for i in range(len(prompts))]
+    chosen = replace(CHOSEN, sample_batch=batch, decode_batch=batch)
+    index = torch.arange(len(prompts))
+    return sample(generator, conditioning, index, schedule, noise, duration, guidance, chosen, keep_path=False)
+
+
+@pytest.mark.parametrize("guidance", [3.5, 1.0])
+@pytest.mark.parametrize("duration", [5, 10])
+def test_without_noise_the_sampler_makes_the_stock_pipelines_waveform(generator, stock, guidance, duration):
+    latents = torch.randn(1, *generator.latent_shape(duration), generator=random_generator(0, "test", 0, 0))
+    expected = stock(
+        PROMPT, negative_prompt=NEGATIVE, audio_length_in_s=duration, num_inference_steps=9,
+        guidance_scale=guidance, latents=latents, output_type="pt",
+    ).audios  # fmt: skip
+    ours = denoise(generator, [PROMPT], steps=9, guidance=guidance, duration=duration)
+    waveform = decode(generator, ours, duration, CHOSEN)
+    assert waveform.shape == expected.shape == (1, duration * generator.sample_rate)
+    assert expected.abs().max() > 0.01
+    torch.testing.assert_close(waveform, expected, atol=1e-5, rtol=0)
+
+
+def test_prompts_are_encoded_as_the_stock_pipeline_encodes_them(generator, stock):
+    ours = generator.encode([PROMPT], NEGATIVE)
+    states, mask, generated = stock.encode_prompt([PROMPT], "cpu", 1, True, negative_prompt=[NEGATIVE])
+    torch.testing.assert_close(ours.states[0], states)
+    torch.testing.assert_close(ours.generated[0], generated)
+    assert torch.equal(ours.mask[0], mask)
+
+
+def test_a_longer_negative_prompt_is_not_cut(generator, stock):
+    tokens = len(stock.tokenizer_2(LONG_NEGATIVE).input_ids)
+    assert tokens > len(stock.tokenizer_2(PROMPT).input_ids)
+    ours = generator.encode([PROMPT], LONG_NEGATIVE)
+    assert ours.mask.sum(-1).tolist() == [[tokens, len(stock.tokenizer_2(PROMPT).input_ids)]]
+    states, _, generated = stock.encode_prompt([LONG_NEGATIVE], "cpu", 1, False)
+    torch.testing.assert_close(ours.states[0, 0], states[0])
+    torch.testing.assert_close(ours.generated[0, 0], generated[0])
+
+
+def test_padding_of_the_conditioning_does_not_change_the_predicted_noise(generator):
+    latents = torch.randn(1, *generator.latent_shape(5), generator=random_generator(0, "padding"))
+    alone = generator.encode([PROMPT], NEGATIVE)
+    longer = PROMPT + ", " + PROMPT
+    beside = generator.encode([PROMPT, longer], NEGATIVE)
+    assert beside.states.shape[2] > alone.states.shape[2]
+    step, first = torch.tensor([500]), torch.tensor([0])
+    with torch.no_grad():
+        a, b = (generator.predict_noise(latents, step, c.rows(first), 3.5) for c in (alone, beside))
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_sampling_one_at_a_time_and_eight_at_once_gives_the_same_clips(generator):
+    prompts = [PROMPT.replace("angry", e) for e in ("happy", "angry", "sad", "tender")] * 2
+    one, eight = (denoise(generator, prompts, eta=1.0, batch=b) for b in (1, 8))
+    torch.testing.assert_close(one, eight, atol=1e-4, rtol=1e-4)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_purpose_gives_others(generator):
+    first, second, other = (denoise(generator, [PROMPT], eta=1.0, purpose=p) for p in ("a", "a", "b"))
+    assert torch.equal(first, second)
+    assert not torch.allclose(first, other)

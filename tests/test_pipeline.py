@@ -1,0 +1,102 @@
+"""The whole study, as a user runs it, in a copy of the project with params that take seconds."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import yaml
+from conftest import copy_of_project, params_with, run
+
+from music_ddpo import audio
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A copy of the project after `dvc repro`."""
+    folder = copy_of_project(tmp_path_factory.mktemp("study") / "project")
+    done = run(folder, "dvc", "repro")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Table 1" in done.stdout
+    run(folder, "git", "add", "-A")
+    assert run(folder, "git", "commit", "-qm", "study").returncode == 0
+    return folder
+
+
+def stages_run(output: str) -> set[str]:
+    return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
+
+
+def test_the_study_leaves_tables_metrics_plots_and_ordinary_files(study):
+    accuracy = json.loads((study / "metrics" / "accuracy.json").read_text())
+    assert set(accuracy) == {"judged_by_clap", "judged_by_emopia"}
+    for judge, headline in (("clap", "similarity"), ("emopia", "accuracy")):
+        for model in ("original", "trained_with_clap", "trained_with_emopia"):
+            entry = accuracy[f"judged_by_{judge}"][model]
+            assert entry[f"{headline}_low"] <= entry[headline] <= entry[f"{headline}_high"]
+            assert entry["clips"] == 8
+            assert entry["tender"]["clips"] == 2
+    for reward in ("clap", "emopia"):
+        training = json.loads((study / "metrics" / "train" / f"{reward}.json").read_text())
+        assert training["seed"] == 777
+        assert training["ratio_error_at_first_update"] == 0
+        assert json.loads((study / "metrics" / "cost" / f"train-{reward}.json").read_text())["peak_memory_gb"] > 0
+        assert (study / "models" / "adapters" / reward / "adapter_config.json").is_file()
+        clips = sorted((study / "clips" / reward).glob("*.wav"))
+        assert len(clips) == 8
+        waveform, sample_rate = audio.read(clips[0])
+        assert (len(waveform), sample_rate) == (5 * 16000, 16000)
+    table = (study / "metrics" / "table.md").read_text()
+    assert all(word in table for word in ("Table 1", "Table 2", "Transfer", "tender", "gap"))
+
+
+@pytest.mark.parametrize("command", ["metrics show", "metrics diff", "params diff", "exp show", "plots show", "dag"])
+def test_dvcs_own_commands_show_it(study, command):
+    done = run(study, "dvc", *command.split())
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_second_repro_does_nothing_within_seconds(study):
+    started = time.monotonic()
+    done = run(study, "dvc", "repro")
+    assert done.returncode == 0, done.stderr
+    assert not stages_run(done.stdout)
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"evaluation__bootstrap": 300}, {"table"}),
+        ({"ddpo__clip_range": 0.001}, {"train@clap", "train@emopia"}),
+        ({"evaluation__eta": 0.0}, {"baseline", "evaluate@clap", "evaluate@emopia", "table"}),
+        ({"rewards": ["emopia"]}, {"table"}),
+        ({"compute__update_batch": 4}, set()),
+    ],
+)
+def test_a_turned_knob_makes_stale_what_depends_on_it_and_nothing_else(study, change, expected):
+    (study / "params.yaml").write_text(yaml.safe_dump(params_with(**change), sort_keys=False))
+    try:
+        done = run(study, "dvc", "status", "--json")
+        assert done.returncode == 0, done.stderr
+        status = json.loads(done.stdout)
+        stale = {stage for stage in status if not stage.startswith("mini/")}
+        assert stale == expected
+    finally:
+        (study / "params.yaml").write_text(yaml.safe_dump(params_with(), sort_keys=False))
+
+
+def test_an_experiment_with_another_duration_makes_clips_of_that_duration(study):
+    done = run(study, "dvc", "exp", "run", "-S", "duration=10", "-S", "rewards=[emopia]")
+    assert done.returncode == 0, done.stdout + done.stderr
+    try:
+        waveform, sample_rate = audio.read(next((study / "clips" / "emopia").glob("*.wav")))
+        assert len(waveform) == 10 * sample_rate
+        difference = json.loads(run(study, "dvc", "params", "diff", "--json").stdout)
+        assert difference["params.yaml"]["duration"] == {"old": 5, "new": 10, "diff": 5}
+        assert json.loads(run(study, "dvc", "metrics", "diff", "--json").stdout)
+        assert run(study, "dvc", "plots", "diff").returncode == 0
+    finally:
+        run(study, "git", "checkout", "--", ".")
+        run(study, "dvc", "checkout")
