@@ -54,6 +54,8 @@ def study_seed() -> int:
         return json.loads(path.read_text())["seed"]
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run `dvc repro`, whose first stage writes it.") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: holds no seed; run `dvc repro -f seed` to write it anew.") from None
 
 
 def _one_line(message, category, filename, lineno, file=None, line=None) -> None:

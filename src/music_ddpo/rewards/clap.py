@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import normalize
 from transformers import ClapModel, ClapProcessor
+from transformers.utils import logging
 
 from music_ddpo.audio import resample
 from music_ddpo.prompts import Prompt
@@ -35,6 +36,7 @@ class Clap(Reward):
 
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> Clap:
+        logging.disable_progress_bar()
         model = ClapModel.from_pretrained(folder, local_files_only=True)
         return cls(model, ClapProcessor.from_pretrained(folder, local_files_only=True), device)
 
