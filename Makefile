@@ -2,7 +2,6 @@
 
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-export HF_HUB_OFFLINE ?= 1
 
 .PHONY: repro test lint clean
 

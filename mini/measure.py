@@ -66,7 +66,7 @@ def main() -> None:
     generator = Generator.load(MODELS / "pipeline", torch.device("cpu"))
     emopia = load_reward("emopia", MODELS, torch.device("cpu"))
     clap = load_reward("clap", MODELS, torch.device("cpu"))
-    player = Clap.load(Path("build/clap-player"), torch.device("cpu"))
+    player = load_reward("held_out", MODELS, torch.device("cpu"))
     metrics: dict[str, float] = {}
 
     # Held-out recordings, as they are and after VAE and vocoder.
@@ -96,7 +96,7 @@ def main() -> None:
 
     # What real recordings score, for the tables: the far end of the gap that training is to close.
     reference: dict = {}
-    for judge, column in ((emopia, "correct"), (clap, "value")):
+    for judge, column in ((emopia, "correct"), (clap, "value"), (player, "value")):
         values = getattr(score(judge, real, asked), column)
         for instrument in INSTRUMENTS:
             for emotion in EMOTIONS:

@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 PROJECT = Path(__file__).parent.parent
 MINI = PROJECT / "mini" / "models"
 

@@ -13,7 +13,7 @@ from music_ddpo.params import EvaluationParams
 from music_ddpo.prompts import QUADRANTS
 from music_ddpo.randomness import generator as random_generator
 from music_ddpo.rewards.base import reward_class
-from music_ddpo.rewards.registry import REWARDS
+from music_ddpo.scores import judges
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Study:
         self.reference = reference
         self.settings = settings
         self.seed = seed
-        self.judges = {name: reward_class(name).headline for name in REWARDS}
+        self.judges = {name: reward_class(name).headline for name in judges(original)}
         self.emotions = list(dict.fromkeys(original["emotion"]))
 
     def table(self, adapter: str | None) -> pd.DataFrame:
@@ -207,6 +207,9 @@ def markdown(study: Study) -> str:
     lines += [
         "",
         "## Transfer: every adapter judged by every reward (change against the untouched model)",
+        "",
+        "The held-out judge is the CLAP inside the generator. Nothing is trained with it: if it falls while a reward",
+        "rises, the adapter has learnt to please the reward, not to make better music.",
         "",
         _row(["trained with", *(f"{j} {headline}" for j, headline in study.judges.items())]),
         _row(["---"] * (len(study.judges) + 1)),

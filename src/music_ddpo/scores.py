@@ -12,18 +12,18 @@ from music_ddpo import clips
 from music_ddpo.params import Params
 from music_ddpo.prompts import Prompt
 from music_ddpo.rewards.base import Reward, load_reward, reward_class
-from music_ddpo.rewards.registry import REWARDS
+from music_ddpo.rewards.registry import HELD_OUT, REWARDS
 
 
 def score(folder: Path, params: Params, models: Path, device: torch.device) -> pd.DataFrame:
-    """Every clip of a folder, judged by every reward: the index, with each judge's columns beside it.
+    """Every clip of a folder, judged by every reward and the held-out judge: the index, with their columns beside it.
 
     The columns of judge `j` are `j_predicted` (a quadrant, or "none"), `j_correct` (0 or 1), `j_value`,
     `j_similarity` where it has one, and what else it tells.
     """
     index, prompts = clips.load(folder, params)
     table = index.drop(columns="prompt")
-    for name in REWARDS:
+    for name in REWARDS | HELD_OUT:
         judge = load_reward(name, models, device)
         table = pd.concat([table, _judge(judge, folder, list(index["clip"]), prompts)], axis=1)
     return table
@@ -44,15 +44,20 @@ def _judge(judge: Reward, folder: Path, names: list[str], prompts: list[Prompt])
     return pd.concat(rows, ignore_index=True).add_prefix(f"{judge.name}_").round(6)
 
 
+def judges(table: pd.DataFrame) -> list[str]:
+    """Who has heard the clips of a table."""
+    return [name for name in REWARDS | HELD_OUT if f"{name}_correct" in table]
+
+
 def summary(table: pd.DataFrame) -> dict[str, float]:
     """The headline numbers of one table of scores, flat, for `dvc metrics`."""
     metrics: dict[str, float] = {}
-    for judge in REWARDS:
+    for judge in judges(table):
         column = "correct" if reward_class(judge).headline == "accuracy" else "similarity"
         scores = table[f"{judge}_{column}"]
         key = f"{judge}_{reward_class(judge).headline}"
         metrics[key] = scores.mean()
         metrics |= {f"{key}_{emotion}": rows.mean() for emotion, rows in scores.groupby(table["emotion"], sort=False)}
         metrics.setdefault(f"{judge}_accuracy", table[f"{judge}_correct"].mean())
-    metrics["unjudged_clips"] = int((table[[f"{j}_predicted" for j in REWARDS]] == "none").any(axis=1).sum())
+    metrics["unjudged_clips"] = int((table[[f"{j}_predicted" for j in judges(table)]] == "none").any(axis=1).sum())
     return {key: round(float(x), 4) for key, x in metrics.items()}

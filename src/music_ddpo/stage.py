@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import resource
 import sys
@@ -32,7 +31,6 @@ def stage(function: Callable[..., None]) -> click.Command:
 
     @wraps(function)
     def run(**arguments: str) -> None:
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # only `fetch` may reach the network, and it says so itself
         warnings.showwarning = _one_line
         started = time.perf_counter()
         name = "-".join([function.__name__.strip("_"), *arguments.values()])

@@ -14,7 +14,7 @@ import torch
 
 from music_ddpo.errors import UserError
 from music_ddpo.prompts import Prompt
-from music_ddpo.rewards.registry import REWARDS
+from music_ddpo.rewards.registry import HELD_OUT, REWARDS
 
 SILENT = 1e-4  # a clip whose peak stays below -80 dBFS is silence
 CLIPPED = 0.05  # a clip with more than this share of its samples at full scale is no music any more
@@ -60,6 +60,7 @@ class Reward(ABC):
     name: ClassVar[str]
     headline: ClassVar[str]  # what the tables show of it: "similarity" or "accuracy"
     lowest: ClassVar[float]  # `value` and `margin` of a clip that cannot be judged
+    place: ClassVar[str] = ""  # below models/, where its weights are, if not in rewards/<name>
 
     @classmethod
     @abstractmethod
@@ -122,19 +123,24 @@ def unjudgeable(waveforms: torch.Tensor) -> list[str]:
 
 def reward_class(name: str) -> type[Reward]:
     """The class that the registry names; imported only when it is asked for."""
-    module, _, attribute = REWARDS[name].partition(":")
+    module, _, attribute = (REWARDS | HELD_OUT)[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
+def weights_of(name: str, models: Path) -> Path:
+    """The folder that a reward's weights are in."""
+    return models / (reward_class(name).place or f"rewards/{name}")
+
+
 def load_reward(name: str, models: Path, device: torch.device) -> Reward:
-    """Loads a reward from `models/rewards/<name>`.
+    """Loads a reward, or the held-out judge, from below `models`.
 
     Raises
     ------
     UserError
         If its files are missing, truncated or do not fit each other.
     """
-    folder = models / "rewards" / name
+    folder = weights_of(name, models)
     try:
         return reward_class(name).load(folder, device)
     except UserError:
@@ -150,7 +156,7 @@ def load_reward(name: str, models: Path, device: torch.device) -> Reward:
 def check_duration(rewards: Sequence[str], models: Path, duration: float) -> None:
     """`UserError` if clips of `duration` seconds are too short for one of the rewards."""
     for name in rewards:
-        shortest = reward_class(name).shortest_clip(models / "rewards" / name)
+        shortest = reward_class(name).shortest_clip(weights_of(name, models))
         if duration < shortest:
             raise UserError(
                 f"duration: {duration:g} s is too short for reward {name!r}, which listens to {shortest:g} s at a "

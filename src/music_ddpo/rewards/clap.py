@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 from torch.nn.functional import normalize
-from transformers import ClapModel, ClapProcessor
+from transformers import ClapFeatureExtractor, ClapModel, ClapProcessor, RobertaTokenizer
 from transformers.utils import logging
 
 from music_ddpo.audio import resample
+from music_ddpo.errors import UserError
 from music_ddpo.prompts import Prompt
 from music_ddpo.rewards.base import Judgement, Reward
 
@@ -36,7 +37,7 @@ class Clap(Reward):
 
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> Clap:
-        logging.disable_progress_bar()
+        _require(folder)
         model = ClapModel.from_pretrained(folder, local_files_only=True)
         return cls(model, ClapProcessor.from_pretrained(folder, local_files_only=True), device)
 
@@ -74,3 +75,24 @@ class Clap(Reward):
             correct.append(float(prompt.alternatives[best] == prompt.text))
         value = torch.stack(value)
         return Judgement(value, torch.stack(margin), predicted, torch.tensor(correct), similarity=value)
+
+
+class HeldOutClap(Clap):
+    """The CLAP inside the generator: it hears every clip, but no adapter is ever trained with it."""
+
+    name = "held_out"
+    place = "pipeline"
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> HeldOutClap:
+        _require(folder)
+        model = ClapModel.from_pretrained(folder / "text_encoder", local_files_only=True)
+        extractor = ClapFeatureExtractor.from_pretrained(folder / "feature_extractor", local_files_only=True)
+        tokenizer = RobertaTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        return cls(model, ClapProcessor(feature_extractor=extractor, tokenizer=tokenizer), device)
+
+
+def _require(folder: Path) -> None:
+    if not folder.is_dir():  # a path that is not there, the libraries take for a name on the hub
+        raise UserError(f"{folder}: not found; run `dvc repro -f fetch`.")
+    logging.disable_progress_bar()

@@ -6,3 +6,6 @@ REWARDS = {
     "clap": "music_ddpo.rewards.clap:Clap",
     "emopia": "music_ddpo.rewards.emopia:Emopia",
 }
+
+# Hears every clip and is never trained with: where it falls while a reward rises, that reward is being gamed.
+HELD_OUT = {"held_out": "music_ddpo.rewards.clap:HeldOutClap"}
