@@ -1,17 +1,18 @@
 """Does the result hold for other seeds? Run: python benchmarks/seeds.py 1 2
 
-Runs the default study as a DVC experiment for each seed, and keeps what each adapter did to the reward that it
+Runs the committed study for each seed, side by side in clones of its own, and keeps what each adapter did to the reward that it
 was trained with, and to each emotion, beside the committed run's.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-import dvc.api
 import yaml
 
 PROJECT = Path(__file__).parent.parent
@@ -39,15 +40,27 @@ def extract(accuracy: dict) -> dict:
     return result
 
 
+def start(seed: str, folder: Path, threads: int) -> subprocess.Popen:
+    """Starts the default study with another seed in a clone of its own."""
+    subprocess.run(["git", "clone", "-q", str(PROJECT), str(folder)], check=True)
+    command = ["dvc", "exp", "run", "-S", f"seed={seed}"]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    with (folder.parent / f"{seed}.log").open("w") as log:
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+
+
 def main() -> None:
+    seeds = sys.argv[1:]
     committed = yaml.safe_load((PROJECT / "params.yaml").read_text())["seed"]
     results = {str(committed): extract(json.loads((PROJECT / "metrics" / "accuracy.json").read_text()))}
-    for seed in sys.argv[1:]:
-        name = f"seed-{seed}"
-        command = ["dvc", "exp", "run", "--temp", "--force", "--name", name, "-S", f"seed={seed}"]
-        subprocess.run(command, cwd=PROJECT, check=True)
-        shown = dvc.api.metrics_show("metrics/accuracy.json", repo=str(PROJECT), rev=name)
-        results[seed] = extract(shown.get("metrics/accuracy.json", shown))
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = {seed: Path(scratch) / seed for seed in seeds}
+        threads = max(1, (os.cpu_count() or 1) // max(1, len(seeds)))
+        runs = {seed: start(seed, folder, threads) for seed, folder in folders.items()}
+        for seed, run in runs.items():
+            if run.wait():
+                sys.exit(f"seed {seed} failed:\n" + (Path(scratch) / f"{seed}.log").read_text()[-2000:])
+            results[seed] = extract(json.loads((folders[seed] / "metrics" / "accuracy.json").read_text()))
     RESULT.write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))
 

@@ -20,6 +20,7 @@ SMALL = {
     "ddpo.epochs": 2,
     "ddpo.trajectories_per_epoch": 8,
     "ddpo.updates_per_epoch": 2,
+    "ddpo.timesteps": "all",
     "evaluation.clips_per_emotion": 2,
     "evaluation.bootstrap": 200,
 }

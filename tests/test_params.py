@@ -84,7 +84,7 @@ def test_every_key_has_a_comment_directly_above_it():
         ("ddpo.timesteps", "first 20", ["'first 20' is more than steps, which is 19"]),
         ("ddpo.timesteps", "middle 3", ["'middle 3'", "first N"]),
         ("ddpo.timesteps", "last 0", ["'last 0'", "last N"]),
-        ("ddpo.updates_per_epoch", 5, ["5 must divide ddpo.trajectories_per_epoch, which is 32"]),
+        ("ddpo.updates_per_epoch", 5, ["5 must divide ddpo.trajectories_per_epoch, which is 64"]),
         ("ddpo.learning_rate", float("inf"), ["inf"]),
         ("ddpo.clip_range", float("nan"), ["nan"]),
         ("lora.rank", "8", ["'8'", "integer"]),
@@ -152,7 +152,14 @@ def test_params_cannot_be_changed_afterwards():
 
 @pytest.mark.parametrize(
     ("timesteps", "expected"),
-    [("all", range(19)), ("first 5", range(5)), ("last 5", range(14, 19)), ("first 19", range(19))],
+    [
+        ("all", range(19)),
+        ("first 5", range(5)),
+        ("last 5", range(14, 19)),
+        ("first 19", range(19)),
+        ("first 50%", range(10)),
+        ("last 10%", range(17, 19)),
+    ],
 )
 def test_trained_steps_count_from_the_noisiest(timesteps, expected):
     assert parse(changed("ddpo.timesteps", timesteps)).trained_steps == expected

@@ -30,7 +30,7 @@ def stages_run(output: str) -> set[str]:
 
 def test_the_study_leaves_tables_metrics_plots_and_ordinary_files(study):
     accuracy = json.loads((study / "metrics" / "accuracy.json").read_text())
-    assert set(accuracy) == {"judged_by_clap", "judged_by_emopia"}
+    assert set(accuracy) == {"judged_by_clap", "judged_by_emopia", "judged_by_held_out"}
     for judge, headline in (("clap", "similarity"), ("emopia", "accuracy")):
         for model in ("original", "trained_with_clap", "trained_with_emopia"):
             entry = accuracy[f"judged_by_{judge}"][model]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from pathlib import Path
 from string import Formatter
@@ -96,8 +97,8 @@ class DDPOParams(Group):
     @field_validator("timesteps")
     @classmethod
     def timesteps_known(cls, timesteps: str) -> str:
-        if not re.fullmatch(r"all|(first|last) [1-9]\d*", timesteps):
-            raise ValueError('must be "all", "first N" or "last N"')
+        if not re.fullmatch(r"all|(first|last) ([1-9]\d*|[1-9]\d?%)", timesteps):
+            raise ValueError('must be "all", "first N" or "last N", where N is a number of steps or a percentage')
         return timesteps
 
     @model_validator(mode="after")
@@ -170,18 +171,18 @@ class Params(Group):
 
     @model_validator(mode="after")
     def timesteps_fit(self) -> Params:
-        trained = self.ddpo.timesteps.partition(" ")[2]
-        if trained and int(trained) > self.steps:
+        if len(self.trained_steps) > self.steps:
             raise ValueError(f"ddpo.timesteps: {self.ddpo.timesteps!r} is more than steps, which is {self.steps}")
         return self
 
     @property
     def trained_steps(self) -> range:
         """Indices of the denoising steps that are trained on; step 0 is the noisiest (paper 5.2.4)."""
-        which, _, count = self.ddpo.timesteps.partition(" ")
-        first = self.steps - int(count) if which == "last" else 0
-        last = int(count) if which == "first" else self.steps
-        return range(first, last)
+        which, _, share = self.ddpo.timesteps.partition(" ")
+        if which == "all":
+            return range(self.steps)
+        count = math.ceil(self.steps * int(share[:-1]) / 100) if share.endswith("%") else int(share)
+        return range(count) if which == "first" else range(self.steps - count, self.steps)
 
 
 def _distinct(words: list[str]) -> list[str]:
