@@ -1,7 +1,7 @@
 """Does the result hold for other seeds? Run: python benchmarks/seeds.py 1 2
 
-Runs the committed study for each seed, side by side in clones of its own, and keeps what each adapter did to the reward that it
-was trained with, and to each emotion, beside the committed run's.
+Runs the committed study for each seed, side by side in clones of its own. Keeps what each adapter did to the reward
+that it was trained with, and to each emotion, beside the committed run's.
 """
 
 from __future__ import annotations
