@@ -7,7 +7,7 @@ import time
 
 import pytest
 import yaml
-from conftest import copy_of_project, params_with, run
+from conftest import PROJECT, copy_of_project, params_with, run
 
 from music_ddpo import audio
 
@@ -100,3 +100,13 @@ def test_an_experiment_with_another_duration_makes_clips_of_that_duration(study)
     finally:
         run(study, "git", "checkout", "--", ".")
         run(study, "dvc", "checkout")
+
+
+def test_a_random_seed_is_drawn_and_recorded(tmp_path):
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params_with(seed="random")))
+    drawn = []
+    for _ in range(2):
+        assert run(tmp_path, "python", str(PROJECT / "stages" / "seed.py")).returncode == 0
+        drawn.append(json.loads((tmp_path / "metrics" / "seed.json").read_text())["seed"])
+    assert all(isinstance(seed, int) and seed >= 0 for seed in drawn)
+    assert drawn[0] != drawn[1]
