@@ -8,7 +8,7 @@ from music_ddpo.generator import Generator
 from music_ddpo.params import Params
 from music_ddpo.prompts import make_prompts
 from music_ddpo.rewards.base import check_duration, load_reward
-from music_ddpo.stage import CHECKPOINTS, MODELS, stage, study_seed
+from music_ddpo.stage import CHECKPOINTS, MODELS, earlier, stage, study_seed
 
 
 @click.argument("reward")
@@ -21,7 +21,7 @@ def train(params: Params, reward: str) -> None:
     judge = load_reward(reward, MODELS, chosen.device)
     prompts = make_prompts(params.prompts.template, params.prompts.emotions, params.prompts.instruments)
     checkpoint = CHECKPOINTS / f"train-{reward}.pt"
-    weights = (MODELS / "manifest.json").read_text()
+    weights = earlier(MODELS / "manifest.json").read_text()
     epochs = ddpo.train(generator, judge, prompts, params, study_seed(), chosen, checkpoint, weights)
     adapter.save(generator, MODELS / "adapters" / reward)
     write_text(f"plots/train/{reward}.csv", report.reward_curve(epochs).to_csv(index=False))

@@ -269,8 +269,9 @@ def emopia_files(emopia, tmp_path):
     folder = tmp_path / "rewards" / "emopia"
     folder.mkdir(parents=True)
     save_file(emopia.network.state_dict(), folder / "model.safetensors")
-    hparams = {"sr": RATE, "input_length": 3, **{k: v for k, v in SMALL.items() if k != "sample_rate"}}
-    (folder / "hparams.yaml").write_text(yaml.safe_dump({"wav": hparams}))
+    network = {k: v for k, v in SMALL.items() if k != "sample_rate"}
+    layout = {"task": {"labels": ["Q1", "Q2", "Q3", "Q4"]}, "wav": {"sr": RATE, "input_length": 3}, "hparams": network}
+    (folder / "hparams.yaml").write_text(yaml.safe_dump(layout))
     return folder
 
 

@@ -6,8 +6,11 @@ import re
 import pytest
 
 from music_ddpo.errors import UserError
+from music_ddpo.params import load
 from music_ddpo.weights import fetch as weights
-from music_ddpo.weights.registry import MODELS
+from music_ddpo.weights.registry import SHIPPED
+
+SETTINGS = load().weights
 
 FILES = {
     "pipeline/model_index.json": "{}",
@@ -26,7 +29,7 @@ def source(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
     (folder / weights.MANIFEST).write_text(json.dumps(weights.manifest(folder)))
-    monkeypatch.setitem(MODELS, "tiny", folder)
+    monkeypatch.setitem(SHIPPED, "tiny", folder)
     return folder
 
 
@@ -36,7 +39,7 @@ def found(folder):
 
 def test_fetch_copies_the_pipeline_and_the_rewards_and_writes_a_manifest(source, tmp_path):
     target = tmp_path / "models"
-    weights.fetch("tiny", ["clap", "emopia"], target)
+    weights.fetch("tiny", SETTINGS, ["clap", "emopia"], target)
     fetched = found(target)
     manifest = json.loads(fetched.pop("manifest.json"))
     assert json.loads(fetched.pop("reference.json")) == {"clap": 0.5}
@@ -45,22 +48,22 @@ def test_fetch_copies_the_pipeline_and_the_rewards_and_writes_a_manifest(source,
 
 
 def test_fetch_takes_only_the_rewards_that_are_asked_for(source, tmp_path):
-    weights.fetch("tiny", ["clap"], tmp_path / "models")
+    weights.fetch("tiny", SETTINGS, ["clap"], tmp_path / "models")
     assert [p.name for p in (tmp_path / "models" / "rewards").iterdir()] == ["clap"]
     assert "rewards/emopia/hparams.yaml" not in json.loads((tmp_path / "models" / "manifest.json").read_text())
 
 
 def test_a_file_that_the_manifest_does_not_know_is_not_copied(source, tmp_path):
     (source / "pipeline" / "evil.bin").write_text("x")
-    weights.fetch("tiny", ["clap"], tmp_path / "models")
+    weights.fetch("tiny", SETTINGS, ["clap"], tmp_path / "models")
     assert "pipeline/evil.bin" not in found(tmp_path / "models")
 
 
 def test_fetching_again_leaves_nothing_of_the_old_weights(source, tmp_path):
     target = tmp_path / "models"
-    weights.fetch("tiny", ["clap"], target)
+    weights.fetch("tiny", SETTINGS, ["clap"], target)
     (target / "pipeline" / "old.bin").write_text("x")
-    weights.fetch("tiny", ["clap"], target)
+    weights.fetch("tiny", SETTINGS, ["clap"], target)
     assert sorted(p.name for p in (target / "pipeline").iterdir()) == ["model_index.json", "unet"]
 
 
@@ -77,7 +80,7 @@ def test_fetching_again_leaves_nothing_of_the_old_weights(source, tmp_path):
 def test_a_harmed_file_gives_an_error_that_names_it_and_nothing_is_written(source, tmp_path, name, harm, word):
     harm(source / name)
     with pytest.raises(UserError, match=re.escape(f"{source / name}: ") + f".*{word}"):
-        weights.fetch("tiny", ["clap", "emopia"], tmp_path / "models")
+        weights.fetch("tiny", SETTINGS, ["clap", "emopia"], tmp_path / "models")
     assert not (tmp_path / "models").exists()
 
 
@@ -100,5 +103,5 @@ def test_a_garbled_manifest_gives_an_error_that_names_it_and_nothing_is_written(
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=re.escape(str(path))):
-        weights.fetch("tiny", ["clap"], tmp_path / "models")
+        weights.fetch("tiny", SETTINGS, ["clap"], tmp_path / "models")
     assert not (tmp_path / "models").exists()

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from music_ddpo.errors import UserError
 from music_ddpo.prompts import fill, quadrant_of
 from music_ddpo.rewards.registry import REWARDS
-from music_ddpo.weights.registry import MODELS
+from music_ddpo.weights import registry as weights
 
 
 class YAML(yaml.SafeLoader):
@@ -123,6 +123,20 @@ class EvaluationParams(Group):
     bootstrap: int = Field(ge=100)
 
 
+class ClapWeights(Group):
+    repo: str
+    file: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    architecture: Literal["HTSAT-tiny", "HTSAT-base", "HTSAT-large"]
+    text_model: str
+
+
+class WeightParams(Group):
+    revision: str = Field(min_length=1)
+    clap: ClapWeights
+    emopia: str = Field(min_length=1)
+
+
 class ComputeParams(Group):
     device: str
     precision: Literal["auto", "float32", "bfloat16"]
@@ -142,6 +156,7 @@ class Params(Group):
     """params.yaml, typed. Every key is explained, with its unit and the paper's value, in the file itself."""
 
     model: str
+    weights: WeightParams
     seed: _whole_or("random", 0)
     duration: float = Field(gt=0, le=300)
     steps: int = Field(ge=1, le=1000)
@@ -154,11 +169,22 @@ class Params(Group):
     evaluation: EvaluationParams
     compute: ComputeParams
 
+    @model_validator(mode="before")
+    @classmethod
+    def settle_auto(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Puts what suits the model where params.yaml says `auto`."""
+        suited = weights.SUITED.get(str(content.get("model")), weights.SUITED_OTHERWISE)
+        if content.get("guidance_scale") == "auto":
+            content = content | {"guidance_scale": suited.guidance_scale}
+        ddpo = content.get("ddpo")
+        if isinstance(ddpo, dict) and ddpo.get("learning_rate") == "auto":
+            content = content | {"ddpo": ddpo | {"learning_rate": suited.learning_rate}}
+        return content
+
     @field_validator("model")
     @classmethod
     def model_known(cls, model: str) -> str:
-        if model not in MODELS:
-            raise ValueError(_unknown("model", model, MODELS))
+        weights.check_name(model)
         return model
 
     @field_validator("rewards")
@@ -193,9 +219,7 @@ def _distinct(words: list[str]) -> list[str]:
 
 
 def _unknown(kind: str, name: str, known) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]!r}" if close else ""
-    return f"holds no {kind} that is known here ({', '.join(known)}){hint}"
+    return f"holds no {kind} that is known here ({', '.join(known)}){weights.nearest(name, known)}"
 
 
 def load(path: Path | str = "params.yaml") -> Params:

@@ -13,6 +13,7 @@ from functools import wraps
 from pathlib import Path
 
 import click
+from huggingface_hub import constants
 
 from music_ddpo.errors import UserError
 from music_ddpo.files import write_json
@@ -34,6 +35,7 @@ def stage(function: Callable[..., None]) -> click.Command:
         warnings.showwarning = _one_line
         started = time.perf_counter()
         name = "-".join([function.__name__.strip("_"), *arguments.values()])
+        constants.HF_HUB_OFFLINE |= name != "fetch"  # the one stage that may need the hub
         try:
             params = load()
             function(params, **arguments)
@@ -45,15 +47,31 @@ def stage(function: Callable[..., None]) -> click.Command:
     return click.command(help=function.__doc__)(run)
 
 
+def earlier(path: Path | str) -> Path:
+    """The path of what an earlier stage writes; `UserError` if it is not there."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: not found; run `dvc repro`, which writes it.")
+    return Path(path)
+
+
+def read_json(path: Path | str) -> dict:
+    """What an earlier stage wrote as JSON; `UserError` if it is not there or damaged."""
+    try:
+        content = json.loads(earlier(path).read_text())
+        if isinstance(content, dict):
+            return content
+    except ValueError:
+        pass
+    raise UserError(f"{path}: is damaged; remove it and run `dvc repro` to have it written anew.")
+
+
 def study_seed() -> int:
     """The seed that stage `seed` has settled."""
-    path = Path("metrics/seed.json")
-    try:
-        return json.loads(path.read_text())["seed"]
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; run `dvc repro`, whose first stage writes it.") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: holds no seed; run `dvc repro -f seed` to write it anew.") from None
+    path = "metrics/seed.json"
+    seed = read_json(path).get("seed")
+    if not isinstance(seed, int):
+        raise UserError(f"{path}: holds no seed; run `dvc repro -f seed` to write it anew.")
+    return seed
 
 
 def _one_line(message, category, filename, lineno, file=None, line=None) -> None:

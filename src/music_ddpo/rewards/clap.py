@@ -33,11 +33,17 @@ class Clap(Reward):
         self.model = model.to(device).eval().requires_grad_(False)
         self.processor = processor
         self.device = device
+        self.sample_rate = processor.feature_extractor.sampling_rate  # Hz
+        self.longest = processor.feature_extractor.nb_max_samples
         self._texts: dict[str, torch.Tensor] = {}
 
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> Clap:
         _require(folder)
+        if (folder / "laion.json").is_file():
+            from music_ddpo.rewards.laion import LaionClap
+
+            return LaionClap.load(folder, device)
         model = ClapModel.from_pretrained(folder, local_files_only=True)
         return cls(model, ClapProcessor.from_pretrained(folder, local_files_only=True), device)
 
@@ -45,22 +51,26 @@ class Clap(Reward):
     def embed_text(self, text: str) -> torch.Tensor:
         """Unit-norm embedding of a sentence, float32 [dimensions]; remembered."""
         if text not in self._texts:
-            tokens = self.processor.tokenizer([text], return_tensors="pt", truncation=True).to(self.device)
-            self._texts[text] = normalize(self.model.get_text_features(**tokens).pooler_output.float()[0], dim=0).cpu()
+            self._texts[text] = normalize(self._embed_text(text).float(), dim=0).cpu()
         return self._texts[text]
 
     @torch.no_grad()
     def embed_audio(self, waveform: torch.Tensor, sample_rate: int) -> torch.Tensor:
         """Unit-norm embeddings of a clip [samples], one a window: float32 [windows, dimensions]."""
-        extractor = self.processor.feature_extractor
-        clip = resample(waveform, sample_rate, extractor.sampling_rate)
-        longest = extractor.nb_max_samples
-        count = max(1, math.ceil(len(clip) / longest))
-        starts = torch.linspace(0, max(0, len(clip) - longest), count).round().long().tolist()
-        parts = [clip[s : s + longest].numpy() for s in starts]
-        features = extractor(parts, sampling_rate=extractor.sampling_rate, return_tensors="pt").input_features
-        embeddings = self.model.get_audio_features(input_features=features.to(self.device)).pooler_output
-        return normalize(embeddings.float(), dim=1).cpu()
+        clip = resample(waveform, sample_rate, self.sample_rate)
+        count = max(1, math.ceil(len(clip) / self.longest))
+        starts = torch.linspace(0, max(0, len(clip) - self.longest), count).round().long().tolist()
+        return normalize(self._embed_parts([clip[s : s + self.longest] for s in starts]).float(), dim=1).cpu()
+
+    def _embed_text(self, text: str) -> torch.Tensor:
+        tokens = self.processor.tokenizer([text], return_tensors="pt", truncation=True).to(self.device)
+        return self.model.get_text_features(**tokens).pooler_output[0]
+
+    def _embed_parts(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Embeddings [parts, dimensions] of pieces of at most `longest` samples at `sample_rate`."""
+        extractor, sounds = self.processor.feature_extractor, [part.numpy() for part in parts]
+        features = extractor(sounds, sampling_rate=self.sample_rate, return_tensors="pt").input_features
+        return self.model.get_audio_features(input_features=features.to(self.device)).pooler_output
 
     def judge(self, waveforms: torch.Tensor, sample_rate: int, prompts: Sequence[Prompt]) -> Judgement:
         value, margin, predicted, correct = [], [], [], []

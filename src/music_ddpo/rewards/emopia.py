@@ -15,7 +15,8 @@ from music_ddpo.prompts import QUADRANTS, Prompt
 from music_ddpo.rewards.base import Judgement, Reward
 from music_ddpo.rewards.emopia_net import ShortChunkResNet
 
-SETTINGS = ("n_fft", "f_min", "f_max", "n_mels", "n_channels")
+WEIGHTS, SETTINGS = "model.safetensors", "hparams.yaml"
+MEL = ("n_fft", "f_min", "f_max", "n_mels", "n_channels")
 
 
 class Emopia(Reward):
@@ -37,8 +38,8 @@ class Emopia(Reward):
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> Emopia:
         hparams = _hparams(folder)
-        network = ShortChunkResNet(hparams["sr"], **{key: hparams[key] for key in SETTINGS})
-        network.load_state_dict(load_file(folder / "model.safetensors"))
+        network = ShortChunkResNet(hparams["sr"], **{key: hparams[key] for key in MEL})
+        network.load_state_dict(load_file(folder / WEIGHTS))
         return cls(network, hparams["sr"], hparams["input_length"], device)
 
     @classmethod
@@ -66,14 +67,21 @@ class Emopia(Reward):
 
 
 def _hparams(folder: Path) -> dict:
-    path = folder / "hparams.yaml"
+    """The settings that the authors save beside their checkpoint: of the waveform and of the network, in one."""
+    path = folder / SETTINGS
     if not path.is_file():
         raise UserError(f"{path}: not found; run `dvc repro -f fetch`.")
     try:
-        hparams = yaml.safe_load(path.read_text())["wav"]
-        missing = sorted({"sr", "input_length", *SETTINGS} - set(hparams))
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError):
-        missing = ["wav"]
+        content = yaml.safe_load(path.read_text())
+        hparams = content["wav"] | content["hparams"]
+        labels = content.get("task", {}).get("labels", list(QUADRANTS))
+        missing = sorted({"sr", "input_length", *MEL} - set(hparams))
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError):
+        raise UserError(
+            f"{path}: truncated or altered: it holds no groups `wav` and `hparams`; run `dvc repro -f fetch`."
+        ) from None
     if missing:
         raise UserError(f"{path}: truncated or altered, {missing[0]!r} is missing; run `dvc repro -f fetch`.")
+    if labels != list(QUADRANTS):
+        raise UserError(f"{path}: these weights tell {labels} apart, not {list(QUADRANTS)}; give those of ar_va.")
     return hparams

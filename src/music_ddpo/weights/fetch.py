@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from music_ddpo.errors import UserError
 from music_ddpo.files import whole, write_json
-from music_ddpo.weights.registry import MODELS
+from music_ddpo.params import WeightParams
+from music_ddpo.weights.registry import HUB, LICENCES, SHIPPED, TERMS
 
 MANIFEST = "manifest.json"  # {file: SHA-256}
 
@@ -22,24 +23,64 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def manifest(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file below `folder`, by relative path."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    return {p.relative_to(folder).as_posix(): sha256(p) for p in files}
+def manifest(folder: Path, parts: Sequence[str] = (".",)) -> dict[str, str]:
+    """The SHA-256 of every file below the `parts` of a folder, by path relative to the folder."""
+    files = sorted(p for part in parts for p in (folder / part).rglob("*") if p.is_file() and p.name != MANIFEST)
+    bar = tqdm(files, desc="checksums", unit="file", disable=parts == (".",))
+    return {p.relative_to(folder).as_posix(): sha256(p) for p in bar}
 
 
-def fetch(model: str, rewards: Sequence[str], target: Path) -> None:
+def fetch(model: str, settings: WeightParams, rewards: Sequence[str], target: Path) -> dict[str, str]:
     """Puts the pipeline, the rewards and a manifest of their checksums into `target`.
 
-    Writes `pipeline/`, `rewards/<name>/`, `manifest.json` and, where the model has one, `reference.json`:
-    the scores of real recordings.
+    Writes `pipeline/`, `rewards/<name>/`, `manifest.json` and `reference.json`: the scores of real recordings, where
+    the model comes with them. Each is there whole or not at all.
+
+    Parameters
+    ----------
+    model
+        A known name, a hub id, or a folder in pipeline layout.
+    settings
+        Where the weights come from that do not ship with the repository.
+
+    Returns
+    -------
+    Where each part came from: "model", "revision", "license", and one entry a reward.
 
     Raises
     ------
     UserError
-        If a file is missing, truncated or altered; nothing is written then.
+        If a part is missing, damaged or altered, or cannot be brought here.
     """
-    source = MODELS[model]
+    source = SHIPPED.get(model) or (Path(model) if Path(model).is_dir() else None)
+    if source and (model in SHIPPED or (source / MANIFEST).is_file()):
+        return {"model": model, **_copy(source, rewards, target)}
+    return _gather(source or HUB.get(model, model), settings, rewards, target)
+
+
+def _gather(model: Path | str, settings: WeightParams, rewards: Sequence[str], target: Path) -> dict[str, str]:
+    """Brings each part from where it is published: the smallest first, for what fails should fail soon."""
+    from music_ddpo.weights import checkpoints, pipeline  # late: the shipped models need none of their libraries
+
+    terms, came = [], {}
+    if "emopia" in rewards:
+        came["emopia"] = checkpoints.take_emopia(settings.emopia, target / "rewards" / "emopia")
+        terms.append(TERMS["emopia"])
+    if "clap" in rewards:
+        came["clap"] = checkpoints.take_clap(settings.clap, target / "rewards" / "clap")
+        terms.append(TERMS["clap"].format(repo=settings.clap.repo))
+    with whole(target / "pipeline") as partial:
+        revision = pipeline.take(model, settings.revision, partial)
+    terms.insert(0, TERMS.get(str(model), f"{model}: its terms stand where it is published."))
+    for line in terms:
+        print(f"Licence: {line}")
+    write_json(target / "reference.json", {})
+    write_json(target / MANIFEST, manifest(target, ("pipeline", *(f"rewards/{r}" for r in rewards))))
+    return {"model": str(model), "revision": revision, "license": LICENCES.get(str(model), "unknown"), **came}
+
+
+def _copy(source: Path, rewards: Sequence[str], target: Path) -> dict[str, str]:
+    """Copies models that come with a manifest, as those that ship with the repository do."""
     known = _read_manifest(source)
     wanted = [
         name
@@ -59,6 +100,8 @@ def fetch(model: str, rewards: Sequence[str], target: Path) -> None:
     reference = json.loads((source / "reference.json").read_text()) if "reference.json" in wanted else {}
     write_json(target / "reference.json", reference)
     write_json(target / MANIFEST, {name: known[name] for name in wanted})
+    revision = hashlib.sha256((source / MANIFEST).read_bytes()).hexdigest()
+    return {"revision": f"manifest {revision[:12]}", "license": "unknown"} | dict.fromkeys(rewards, "beside the model")
 
 
 def _read_manifest(source: Path) -> dict[str, str]:

@@ -1,0 +1,152 @@
+"""Takes a generator from the hub or from a folder, as stock diffusers then loads it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from diffusers import AudioLDM2ProjectionModel, AudioLDM2UNet2DConditionModel, AutoencoderKL
+from diffusers.utils import logging as diffusers_logging
+from torch import nn
+from tqdm import tqdm
+from transformers import ClapModel, GPT2LMHeadModel, SpeechT5HifiGan, T5EncoderModel
+from transformers.utils import logging as transformers_logging
+
+from music_ddpo.errors import UserError
+from music_ddpo.files import write_json
+from music_ddpo.weights import hub
+
+INDEX = "model_index.json"
+MODELS = {
+    "text_encoder": ClapModel,
+    "text_encoder_2": T5EncoderModel,
+    "projection_model": AudioLDM2ProjectionModel,
+    "language_model": GPT2LMHeadModel,  # the hub's folders say GPT2Model, which has no `generate` any more
+    "unet": AudioLDM2UNet2DConditionModel,
+    "vae": AutoencoderKL,
+    "vocoder": SpeechT5HifiGan,
+}
+OTHERS = ("feature_extractor", "scheduler", "tokenizer", "tokenizer_2")
+SMALL = ("json", "txt", "model")  # configs and tokenizers
+VARIANTS = ("*.fp16.*", "*.bf16.*", "*.non_ema.*")
+
+
+def take(model: Path | str, revision: str, target: Path) -> str:
+    """Puts the pipeline of a hub id or a folder into `target`, which must not exist; returns its revision.
+
+    Weights become safetensors where they are not; every part is loaded once, so that what does not fit is found
+    here and not in a later stage.
+
+    Returns
+    -------
+    The commit on the hub, or "local" for a folder.
+
+    Raises
+    ------
+    UserError
+        If something is missing, damaged, does not fit its config, or is a pickle with more than weights in it.
+    """
+    source, found = (model, "local") if isinstance(model, Path) else _download(model, revision)
+    index = _read_index(source, str(model))
+    target.mkdir(parents=True)
+    for name in OTHERS:
+        _require(source / name, str(model))
+        _copy_small(source / name, target / name)
+    for name, kind in tqdm(MODELS.items(), desc="check weights", unit="model"):
+        _require(source / name, str(model))
+        _take_model(source / name, target / name, kind)
+    index["language_model"] = ["transformers", "GPT2LMHeadModel"]
+    write_json(target / INDEX, index)
+    return found
+
+
+def _download(repo: str, revision: str) -> tuple[Path, str]:
+    parts = (*MODELS, *OTHERS)
+    patterns = [INDEX, *(f"{part}/*.{end}" for part in parts for end in (*SMALL, "safetensors"))]
+    folder = hub.snapshot(repo, revision, patterns, VARIANTS)
+    if (folder / INDEX).is_file():
+        old = [name for name in MODELS if not list((folder / name).glob("*.safetensors"))]
+        if old:  # saved before safetensors
+            hub.snapshot(repo, folder.name, [f"{name}/*.bin" for name in old], VARIANTS)
+    return folder, folder.name
+
+
+def _read_index(source: Path, model: str) -> dict:
+    path = source / INDEX
+    if not path.is_file():
+        raise UserError(f"model: {model!r} is no pipeline: it has no {INDEX}; give one of AudioLDM 2.")
+    try:
+        index = json.loads(path.read_text())
+        missing = sorted({*MODELS, *OTHERS} - set(index))
+    except (ValueError, TypeError):
+        raise UserError(f"{path}: is damaged, it is not JSON; get it anew.") from None
+    if missing:
+        raise UserError(
+            f"model: {model!r} is no AudioLDM 2: {path} names no {missing[0]}; give a pipeline that has it."
+        )
+    return index
+
+
+def _require(folder: Path, model: str) -> None:
+    if not folder.is_dir():
+        raise UserError(f"model: {model!r} lacks the folder {folder.name!r}; it is incomplete, get it anew.")
+
+
+def _copy_small(source: Path, target: Path) -> None:
+    target.mkdir()
+    for path in source.iterdir():
+        if path.suffix[1:] in SMALL:
+            shutil.copyfile(path, target / path.name)
+
+
+def _take_model(source: Path, target: Path, kind: type[nn.Module]) -> None:
+    weights = [p for p in source.glob("*.safetensors") if not any(p.match(v) for v in VARIANTS)]
+    module = _load(source, kind)
+    if weights:
+        del module
+        _copy_small(source, target)
+        for path in weights:
+            _link(path.resolve(), target / path.name)
+    else:
+        module.save_pretrained(target)
+
+
+def _load(folder: Path, kind: type[nn.Module]) -> nn.Module:
+    """A model of a pipeline; `UserError` if weights are missing, damaged, or do not fit the config."""
+    try:
+        with _quiet():
+            module, report = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    except Exception as error:  # safetensors, pickle, transformers and diffusers each raise their own
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{folder}: {kind.__name__} could not be loaded ({reason}); the weights are missing, damaged, do not fit "
+            "config.json, or hold more than weights; nothing in them was executed. Get them anew."
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(
+            f"{folder}: the weights do not fit config.json: {len(missing)} are missing, among them {missing[0]!r}; "
+            "get them anew."
+        )
+    return module
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The libraries' bars for loading and their tables of keys say nothing that the error does not."""
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    yield
+
+
+def _link(source: Path, target: Path) -> None:
+    """Gigabytes are linked where the file system allows it; nothing here ever changes them."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
