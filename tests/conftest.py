@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -10,9 +11,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hub import Hub
+from huggingface_hub import constants
+
+from music_ddpo.params import WeightParams
 
 PROJECT = Path(__file__).parent.parent
 MINI = PROJECT / "mini" / "models"
+MUSIC = "cvssp/audioldm2-music"
+CHECKPOINT = "music_audioset_epoch_15_esc_90.14.pt"
 
 # A study that takes seconds: every code path, no meaning.
 SMALL = {
@@ -38,10 +45,10 @@ def params_with(**changes) -> dict:
     return content
 
 
-def run(folder: Path, *command: str, **options) -> subprocess.CompletedProcess:
-    """Runs a command in a folder with this Python's environment; returns what it printed."""
+def run(folder: Path, *command: str, env: dict[str, str] | None = None, **options) -> subprocess.CompletedProcess:
+    """Runs a command in a folder with this Python's environment, and `env` on top; returns what it printed."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "PYTHONWARNINGS": "ignore::DeprecationWarning"}
+    environment = os.environ | {"PATH": path, "PYTHONWARNINGS": "ignore::DeprecationWarning"} | (env or {})
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, **options)
 
 
@@ -73,3 +80,61 @@ def project(tmp_path: Path) -> Path:
         done = run(folder, "python", f"stages/{stage}.py")
         assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory) -> Path:
+    """What is on the stand-in hub, and, beside it, EMOPIA's zip; read only."""
+    root = tmp_path_factory.mktemp("published")
+    import standins  # late: few tests need it, and it takes a while
+
+    standins.audioldm2(root / "hub" / MUSIC)
+    standins.roberta_base(root / "hub" / "FacebookAI" / "roberta-base")
+    (root / "hub" / "lukewys" / "laion_clap").mkdir(parents=True)
+    standins.laion_checkpoint(
+        root / "hub" / "lukewys" / "laion_clap" / CHECKPOINT, root / "hub" / "FacebookAI" / "roberta-base"
+    )
+    standins.emopia_zip(root / "emopia.zip")
+    return root
+
+
+def weight_settings(root: Path, **changes: str) -> WeightParams:
+    """The group `weights` of params.yaml for the stand-ins; `clap__x` changes a key of its group `clap`."""
+    checkpoint = root / "hub" / "lukewys" / "laion_clap" / CHECKPOINT
+    clap = {
+        "repo": "lukewys/laion_clap",
+        "file": CHECKPOINT,
+        "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        "architecture": "HTSAT-tiny",
+        "text_model": "FacebookAI/roberta-base",
+    }
+    content = {"revision": "main", "clap": clap, "emopia": str(root / "emopia.zip")}
+    for key, value in changes.items():
+        group, _, inner = key.rpartition("__")
+        (content[group] if group else content)[inner] = value
+    return WeightParams.model_validate(content)
+
+
+def reach(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Makes this process, too, take `url` for the hub."""
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+@pytest.fixture
+def hub(published, tmp_path, monkeypatch):
+    """The stand-in hub, with its own empty cache, serving a copy of what is published that a test may harm."""
+    for name in ("hub", "emopia.zip"):
+        source = published / name
+        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, tmp_path / name)
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with Hub(tmp_path / "hub") as served:
+        reach(monkeypatch, served.url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "cache" / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 14)  # what a broken connection may lose
+        yield served

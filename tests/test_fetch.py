@@ -1,0 +1,377 @@
+"""Fetching the real models' layouts from a stand-in hub: what arrives, what breaks, and what a user then reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import resource
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+import standins
+import torch
+from conftest import CHECKPOINT, MUSIC, reach, weight_settings
+from diffusers import AudioLDM2Pipeline
+from safetensors.torch import load_file
+
+from music_ddpo.errors import UserError
+from music_ddpo.weights import checkpoints
+from music_ddpo.weights import fetch as weights
+
+
+@pytest.fixture
+def target(tmp_path) -> Path:
+    return tmp_path / "models"
+
+
+def fails(root: Path, target: Path, *words: str, model: str = "audioldm2-music", rewards=(), **changes: str) -> str:
+    """A fetch that must fail: the message holds `words`, and nothing half-written is left. Returns the message."""
+    with pytest.raises(UserError) as caught:
+        weights.fetch(model, weight_settings(root, **changes), list(rewards), target)
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert not (target / "pipeline").exists()
+    assert not list(root.rglob("*.partial"))
+    return str(caught.value)
+
+
+# What arrives
+
+
+def test_a_first_fetch_brings_what_is_used_and_nothing_else(hub, published, target):
+    came = weights.fetch("audioldm2-music", weight_settings(published), ["clap", "emopia"], target)
+    assert came["model"] == MUSIC
+    assert re.fullmatch("[0-9a-f]{40}", came["revision"])
+    assert came["license"] == "cc-by-nc-sa-4.0"
+    assert weight_settings(published).clap.sha256 in came["clap"]
+    assert "emopia.zip" in came["emopia"]
+    unused = re.compile(r"README|\.bin|\.fp16\.|gitattributes|dict\.txt|msgpack")
+    assert [name for name in hub.downloads if unused.search(name)] == []
+    assert [name for name in hub.downloads if "roberta-base" in name and "model.safetensors" in name] == []
+    present = weights.manifest(target)
+    assert json.loads((target / "manifest.json").read_text()) | {"reference.json": present["reference.json"]} == present
+    pickles = [p for p in target.rglob("*") if p.suffix in (".bin", ".pt", ".ckpt", ".pkl")]
+    assert pickles == []
+
+
+def test_the_fetched_pipeline_is_one_that_stock_diffusers_loads_and_runs(hub, published, target):
+    index = json.loads((published / "hub" / MUSIC / "model_index.json").read_text())
+    assert index["language_model"] == ["transformers", "GPT2Model"]  # as the hub has it, and as nothing can run it
+    weights.fetch("audioldm2-music", weight_settings(published), [], target)
+    pipe = AudioLDM2Pipeline.from_pretrained(target / "pipeline", local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    audio = pipe("A recording of a sad piano solo", audio_length_in_s=1, num_inference_steps=2, output_type="pt").audios
+    assert audio.shape == (1, 16000)
+    assert audio.isfinite().all()
+    saved = load_file(published / "hub" / MUSIC / "language_model" / "model.safetensors")
+    for name, x in saved.items():
+        assert torch.equal(x, pipe.language_model.transformer.state_dict()[name]), name
+
+
+def test_a_second_fetch_downloads_nothing(hub, published, target):
+    first = weights.fetch("audioldm2-music", weight_settings(published), ["clap"], target)
+    hub.forget()
+    again = weights.fetch("audioldm2-music", weight_settings(published), ["clap"], target.with_name("again"))
+    assert again == first
+    assert hub.downloads == []
+
+
+def test_without_a_network_what_the_cache_holds_is_enough(hub, published, target, monkeypatch):
+    first = weights.fetch("audioldm2-music", weight_settings(published), ["clap"], target)
+    reach(monkeypatch, "http://127.0.0.1:9")  # where nobody listens
+    again = weights.fetch("audioldm2-music", weight_settings(published), ["clap"], target.with_name("again"))
+    assert again == first
+
+
+def test_a_revision_is_fetched_and_recorded(hub, published, target):
+    commit = weights.fetch(MUSIC, weight_settings(published), [], target)["revision"]
+    assert weights.fetch(MUSIC, weight_settings(published, revision=commit), [], target)["revision"] == commit
+
+
+def test_a_local_folder_in_pipeline_layout_is_a_model(published, tmp_path, target):
+    came = weights.fetch(str(published / "hub" / MUSIC), weight_settings(published), ["emopia"], target)
+    assert came["revision"] == "local"
+    AudioLDM2Pipeline.from_pretrained(target / "pipeline", local_files_only=True)
+
+
+def test_weights_that_are_only_there_as_a_pickle_become_safetensors(hub, tmp_path, target):
+    unet = tmp_path / "hub" / MUSIC / "unet"
+    expected = load_file(unet / "diffusion_pytorch_model.safetensors")
+    (unet / "diffusion_pytorch_model.safetensors").unlink()
+    weights.fetch("audioldm2-music", weight_settings(tmp_path), [], target)
+    written = load_file(target / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert written.keys() == expected.keys()
+    assert all(torch.equal(written[name], expected[name]) for name in expected)
+    assert not list(target.rglob("*.bin"))
+
+
+def test_licences_are_printed(hub, published, target, capsys):
+    weights.fetch("audioldm2-music", weight_settings(published), ["clap", "emopia"], target)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Licence: ")]
+    assert len(lines) == 3
+    assert sum("non-commercial" in line for line in lines) == 2
+
+
+# What breaks on the way
+
+
+def test_a_connection_that_drops_is_taken_up_where_it_broke(hub, published, target):
+    file = "unet/diffusion_pytorch_model.safetensors"
+    size = (published / "hub" / MUSIC / file).stat().st_size
+    hub.drop_after[file] = size // 2
+    weights.fetch("audioldm2-music", weight_settings(published), [], target)
+    asked = [ranged for method, path, ranged in hub.requests if method == "GET" and path.endswith(file)]
+    assert len(asked) == 2
+    assert re.fullmatch(r"bytes=[1-9]\d*-.*", asked[1])
+
+
+def test_after_a_fetch_that_broke_off_for_good_the_next_one_brings_only_what_is_missing(
+    hub, tmp_path, target, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+    file = "unet/diffusion_pytorch_model.safetensors"
+    hub.drop_always[file] = 0
+    fails(tmp_path, target, MUSIC, "run again")
+    (snapshot,) = (tmp_path / "cache").rglob("snapshots/*")
+    kept = {p.relative_to(snapshot).as_posix() for p in snapshot.rglob("*") if p.is_file()}
+    assert kept
+    hub.drop_always.clear()
+    hub.forget()
+    weights.fetch("audioldm2-music", weight_settings(tmp_path), [], target)
+    assert any(name.endswith(file) for name in hub.downloads)
+    assert not [name for name in hub.downloads if name.endswith(tuple(kept))]
+
+
+def test_nobody_answers(hub, tmp_path, target, monkeypatch):
+    reach(monkeypatch, "http://127.0.0.1:9")
+    fails(tmp_path, target, MUSIC, "http://127.0.0.1:9", "network")
+
+
+def test_a_file_that_is_not_what_the_hub_says_is_removed_and_comes_anew(hub, tmp_path, target):
+    hub.corrupt.add("vae/diffusion_pytorch_model.safetensors")
+    fails(tmp_path, target, "diffusion_pytorch_model.safetensors", "damaged", "run again")
+    hub.corrupt.clear()
+    weights.fetch("audioldm2-music", weight_settings(tmp_path), [], target)
+
+
+def test_a_clap_checkpoint_with_another_checksum_is_not_even_read(hub, tmp_path, target, monkeypatch):
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was read"))
+    words = (CHECKPOINT, "SHA-256", "weights.clap.sha256", "unread")
+    fails(tmp_path, target, *words, rewards=["clap"], clap__sha256="0" * 64)
+    assert not (target / "rewards" / "clap").exists()
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file() and p.stat().st_size > 10e6]
+
+
+@pytest.mark.parametrize("status", [404, 401])
+def test_an_unknown_repository_gets_the_nearest_known_names(hub, tmp_path, target, status):
+    hub.missing_status = status
+    fails(tmp_path, target, "cvssp/audioldm2-musik", "'cvssp/audioldm2-music'", model="cvssp/audioldm2-musik")
+
+
+def test_an_unknown_revision_is_named(hub, tmp_path, target):
+    fails(tmp_path, target, "weights.revision", "'v9'", MUSIC, revision="v9")
+
+
+def test_a_file_that_a_repository_does_not_hold_is_named(hub, tmp_path, target):
+    fails(tmp_path, target, "lukewys/laion_clap", "'none.pt'", rewards=["clap"], clap__file="none.pt")
+
+
+@pytest.mark.parametrize("fault", ["private", "gated"])
+def test_a_repository_behind_a_login_says_how_to_log_in(hub, tmp_path, target, fault):
+    getattr(hub, fault).add(MUSIC)
+    fails(tmp_path, target, MUSIC, "hf auth login", "HF_TOKEN")
+
+
+def test_a_token_opens_a_private_repository(hub, tmp_path, target, monkeypatch):
+    hub.private.add(MUSIC)
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    weights.fetch("audioldm2-music", weight_settings(tmp_path), [], target)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_behind(hub, tmp_path, target):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # the way to a full disk that needs no disk
+    try:
+        message = fails(tmp_path, target, MUSIC)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "size limit" in message
+    weights.fetch("audioldm2-music", weight_settings(tmp_path), [], target)
+
+
+# What is wrong at the source
+
+
+class Evil:
+    """Unpickled blindly, it leaves a file behind."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.mark}",)
+
+
+def test_a_pickle_that_tries_to_run_code_is_refused(hub, tmp_path, target):
+    mark = tmp_path / "executed"
+    torch.save({"state_dict": {}, "evil": Evil(mark)}, tmp_path / "evil.pt")
+    (tmp_path / "raw.pt").write_bytes(pickle.dumps({"state_dict": Evil(mark)}))
+    for name in ("evil.pt", "raw.pt"):
+        with pytest.raises(UserError, match=re.escape(str(tmp_path / name)) + ": refused"):
+            checkpoints.read(tmp_path / name)
+
+    shutil.copyfile(tmp_path / "evil.pt", tmp_path / "hub" / "lukewys" / "laion_clap" / CHECKPOINT)
+    fails(tmp_path, target, CHECKPOINT, "refused", "system", rewards=["clap"])
+
+    unet = tmp_path / "hub" / MUSIC / "unet"
+    (unet / "diffusion_pytorch_model.safetensors").unlink()
+    shutil.copyfile(tmp_path / "evil.pt", unet / "diffusion_pytorch_model.bin")
+    fails(tmp_path, target, "unet", "nothing in them was executed")
+
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
+        archive.write(tmp_path / "evil.pt", "best_weight/wav/ar_va/best.ckpt")
+        archive.writestr("best_weight/wav/ar_va/hparams.yaml", "wav: {sr: 22050}")
+    fails(tmp_path, target, "best.ckpt", "refused", rewards=["emopia"], emopia=str(tmp_path / "evil.zip"))
+    assert not mark.exists()
+    pickle.loads((tmp_path / "raw.pt").read_bytes())  # proof that it would have
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_truncated_safetensors_are_named(hub, tmp_path, target, part):
+    (path,) = [p for p in (tmp_path / "hub" / MUSIC / part).glob("*.safetensors") if "fp16" not in p.name]
+    path.write_bytes(path.read_bytes()[:-1000])
+    fails(tmp_path, target, f"/{part}:", "damaged")
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("vae", "latent_channels", 4),
+        ("unet", "layers_per_block", 2),
+        ("vocoder", "upsample_initial_channel", 32),
+        ("language_model", "n_layer", 7),
+        ("text_encoder_2", "num_layers", 7),
+    ],
+)
+def test_a_config_that_does_not_fit_its_weights_is_named(hub, tmp_path, target, part, key, value):
+    path = tmp_path / "hub" / MUSIC / part / "config.json"
+    config = json.loads(path.read_text())
+    assert config[key] != value
+    path.write_text(json.dumps(config | {key: value}))
+    fails(tmp_path, target, f"/{part}:", "config.json")
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda folder: (folder / "model_index.json").unlink(), ["model_index.json"]),
+        (lambda folder: (folder / "model_index.json").write_text("{"), ["model_index.json", "JSON"]),
+        (lambda folder: (folder / "model_index.json").write_text("{}"), ["no AudioLDM 2"]),
+        (lambda folder: shutil.rmtree(folder / "vocoder"), ["'vocoder'"]),
+    ],
+)
+def test_a_repository_that_is_no_audioldm2_is_refused(hub, tmp_path, target, harm, words):
+    harm(tmp_path / "hub" / MUSIC)
+    fails(tmp_path, target, *words)
+
+
+def test_a_clap_checkpoint_of_another_architecture_is_refused(hub, tmp_path, target):
+    fails(tmp_path, target, "weights.clap.architecture", rewards=["clap"], clap__architecture="HTSAT-base")
+    assert not (target / "rewards" / "clap").exists()
+
+
+# EMOPIA's zip
+
+
+def test_emopia_is_taken_from_a_zip_or_a_folder_and_gives_the_same(published, tmp_path):
+    standins.emopia_weights(tmp_path / "unpacked")
+    inner = tmp_path / "unpacked" / "best_weight" / "wav" / "ar_va"
+    found = []
+    for i, place in enumerate((published / "emopia.zip", tmp_path / "unpacked", inner)):
+        checkpoints.take_emopia(str(place), tmp_path / str(i))
+        assert sorted(p.name for p in (tmp_path / str(i)).iterdir()) == ["hparams.yaml", "model.safetensors"]
+        found.append(load_file(tmp_path / str(i) / "model.safetensors"))
+    assert all(torch.equal(x, other[name]) for other in found[1:] for name, x in found[0].items())
+
+
+def test_emopia_is_downloaded_once(published, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    calls = []
+
+    def download(id: str, output: str) -> str:
+        calls.append(id)
+        return shutil.copyfile(published / "emopia.zip", output)
+
+    monkeypatch.setattr(checkpoints.gdown, "download", download)
+    for i in range(2):
+        checkpoints.take_emopia("auto", tmp_path / str(i))
+    assert calls == [checkpoints.EMOPIA_ID]
+
+
+@pytest.mark.parametrize("page", [None, "<html>Quota exceeded</html>"])
+def test_a_dead_link_to_emopia_says_what_to_do(tmp_path, monkeypatch, page):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def download(id: str, output: str) -> None:
+        if page is None:
+            raise RuntimeError("Cannot retrieve the public link of the file")
+        Path(output).write_text(page)
+
+    monkeypatch.setattr(checkpoints.gdown, "download", download)
+    with pytest.raises(UserError, match=r"weights\.emopia: .*EMOPIA_cls.*set weights\.emopia"):
+        checkpoints.take_emopia("auto", tmp_path / "emopia")
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def harmed_zip(path: Path, **changes: str) -> Path:
+    """EMOPIA's zip with `changes` to the text of its hparams.yaml, old=new."""
+    standins.emopia_weights(path.with_suffix(""))
+    folder = path.with_suffix("") / "best_weight" / "wav" / "ar_va"
+    text = (folder / "hparams.yaml").read_text()
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "hparams.yaml").write_text(text)
+    return folder
+
+
+def test_emopia_that_is_absent_or_no_zip_or_not_emopia_is_named(published, tmp_path):
+    (tmp_path / "page.zip").write_text("<html>")
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("best_weight/midi_like/ar_va/hparams.yaml", "x: 1")
+    (tmp_path / "empty").mkdir()
+    whole = (published / "emopia.zip").read_bytes()
+    (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
+    for name, word in (
+        ("nothing.zip", "is not there"),
+        ("page.zip", "no zip"),
+        ("cut.zip", "no zip"),
+        ("other.zip", "best.ckpt"),
+        ("empty", "best.ckpt"),
+    ):
+        with pytest.raises(UserError, match=rf"weights\.emopia: {re.escape(str(tmp_path / name))} .*{word}"):
+            checkpoints.take_emopia(str(tmp_path / name), tmp_path / "emopia")
+    assert not (tmp_path / "emopia").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "word"),
+    [("Q1", "low", "ar_va"), ("n_channels: 8", "n_channels: 9", "do not fit"), ("wav", "w", "wav")],
+)
+def test_emopia_with_settings_that_do_not_fit_is_named(tmp_path, old, new, word):
+    folder = harmed_zip(tmp_path / "harmed.zip", **{old: new})
+    with pytest.raises(UserError, match=word):
+        checkpoints.take_emopia(str(folder), tmp_path / "emopia")
+    assert not (tmp_path / "emopia").exists()
+
+
+def test_a_truncated_checkpoint_is_named(tmp_path):
+    torch.save({"state_dict": {"x": torch.zeros(1000)}}, tmp_path / "whole.pt")
+    content = (tmp_path / "whole.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(content[:-500])
+    with pytest.raises(UserError, match=r"cut\.pt: is truncated"):
+        checkpoints.read(tmp_path / "cut.pt")
