@@ -122,12 +122,17 @@ def reach(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
+def _link_or_copy(source: str, target: str) -> None:
+    """Links what is large: the hub remembers its checksum, and 150 MB a test add up."""
+    large = Path(source).stat().st_size > 50e6
+    (os.symlink if large else shutil.copyfile)(source, target)
+
+
 @pytest.fixture
 def hub(published, tmp_path, monkeypatch):
     """The stand-in hub, with its own empty cache, serving a copy of what is published that a test may harm."""
-    for name in ("hub", "emopia.zip"):
-        source = published / name
-        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, tmp_path / name)
+    shutil.copytree(published / "hub", tmp_path / "hub", copy_function=_link_or_copy)
+    shutil.copyfile(published / "emopia.zip", tmp_path / "emopia.zip")
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     with Hub(tmp_path / "hub") as served:

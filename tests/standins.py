@@ -93,7 +93,7 @@ EMOPIA = {
 
 
 def audioldm2(folder: Path) -> None:
-    """`cvssp/audioldm2-music` as it is on the hub, with the files that nobody needs; about 2 MB."""
+    """`cvssp/audioldm2-music` as it is on the hub, with the files that nobody needs; 10 MB."""
     tokenizer, tokenizer_2 = _roberta_tokenizer(folder / "tokenizer"), _t5_tokenizer(folder / "tokenizer_2")
     with _seeded(1):
         models = _models(len(tokenizer), len(tokenizer_2))
@@ -147,7 +147,7 @@ def _models(roberta_tokens: int, t5_tokens: int) -> dict[str, nn.Module]:
     )  # fmt: skip
     vocoder = SpeechT5HifiGanConfig(
         model_in_dim=64, sampling_rate=16_000, upsample_initial_channel=64, upsample_rates=[5, 4, 2, 2, 2],
-        upsample_kernel_sizes=[16, 16, 8, 4, 4], normalize_before=False,
+        upsample_kernel_sizes=[16, 16, 8, 4, 4], normalize_before=False, initializer_range=0.1,  # 0.01 is silent
     )  # fmt: skip
     return {
         "text_encoder": ClapModel(clap),
@@ -183,7 +183,7 @@ def laion_checkpoint(path: Path, roberta: Path, amodel: str = "HTSAT-tiny") -> N
     package = find_spec("laion_clap")
     assert package is not None
     assert package.origin is not None
-    config = RobertaConfig.from_pretrained(roberta)
+    config = RobertaConfig.from_pretrained(roberta, initializer_range=0.1)  # from 0.02 all texts would be alike
     with (
         patch.object(sys, "path", [*sys.path, str(Path(package.origin).parent)]),
         patch.object(RobertaModel, "from_pretrained", lambda *_, **__: RobertaModel(config)),
@@ -192,7 +192,8 @@ def laion_checkpoint(path: Path, roberta: Path, amodel: str = "HTSAT-tiny") -> N
         from clap_module import create_model
 
         model, _ = create_model(amodel, "roberta", enable_fusion=False)
-        _settle(model, model.audio_branch.bn0)
+        model.audio_branch.bn0.running_mean.normal_(-20, 5)  # decibels
+        model.audio_branch.bn0.running_var.uniform_(200, 400)
     states = {}
     for key, x in model.state_dict().items():
         if key == "text_branch.embeddings.word_embeddings.weight":  # position_ids came first when they were saved
@@ -212,7 +213,8 @@ def emopia_weights(folder: Path) -> None:
     with _seeded(4):
         mel = {key: hparams[key] for key in ("n_fft", "f_min", "f_max", "n_mels", "n_channels")}
         network = ShortChunkResNet(EMOPIA["wav"]["sr"], **mel)
-        _settle(network, network.spec_bn)
+        network.apply(lambda module: setattr(module, "momentum", 1.0))  # BatchNorms learn from what is heard once
+        network(torch.randn(8, 66_150) * torch.logspace(-4, 0, 8)[:, None])
     states = {f"model.{key}": x for key, x in network.state_dict().items()}
     content = {"epoch": 12, "global_step": 1234, "pytorch-lightning_version": "1.2.6", "state_dict": states}
     torch.save(content, wanted / "best.ckpt")
@@ -234,16 +236,6 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-
-def _settle(module: nn.Module, spectrum: nn.BatchNorm2d) -> None:
-    """Gives BatchNorms statistics as after training; those of `spectrum` are of decibels."""
-    for norm in module.modules():
-        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
-            norm.running_mean.normal_(0, 0.1)
-            norm.running_var.uniform_(0.5, 1.5)
-    spectrum.running_mean.sub_(20)
-    spectrum.running_var.mul_(300)
 
 
 def _roberta_tokenizer(folder: Path) -> RobertaTokenizer:

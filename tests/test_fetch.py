@@ -223,7 +223,9 @@ def test_a_pickle_that_tries_to_run_code_is_refused(hub, tmp_path, target):
         with pytest.raises(UserError, match=re.escape(str(tmp_path / name)) + ": refused"):
             checkpoints.read(tmp_path / name)
 
-    shutil.copyfile(tmp_path / "evil.pt", tmp_path / "hub" / "lukewys" / "laion_clap" / CHECKPOINT)
+    checkpoint = tmp_path / "hub" / "lukewys" / "laion_clap" / CHECKPOINT
+    checkpoint.unlink()  # a link to what other tests need
+    shutil.copyfile(tmp_path / "evil.pt", checkpoint)
     fails(tmp_path, target, CHECKPOINT, "refused", "system", rewards=["clap"])
 
     unet = tmp_path / "hub" / MUSIC / "unet"
