@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 
 import pytest
 import yaml
-from conftest import PROJECT, copy_of_project, params_with, run
+from conftest import MUSIC, PROJECT, copy_of_project, params_with, run, weight_settings
+from huggingface_hub import ModelCard
 
 from music_ddpo import audio
 
@@ -43,6 +45,10 @@ def test_the_study_leaves_tables_metrics_plots_and_ordinary_files(study):
         assert training["ratio_error_at_first_update"] == 0
         assert json.loads((study / "metrics" / "cost" / f"train-{reward}.json").read_text())["peak_memory_gb"] > 0
         assert (study / "models" / "adapters" / reward / "adapter_config.json").is_file()
+        card = ModelCard.load(study / "models" / "adapters" / reward / "README.md")
+        assert card.data.library_name == "peft"
+        assert card.data.base_model is None  # the embedded models are not on the hub
+        assert "| tender |" in card.text
         clips = sorted((study / "clips" / reward).glob("*.wav"))
         assert len(clips) == 8
         waveform, sample_rate = audio.read(clips[0])
@@ -69,7 +75,7 @@ def test_a_second_repro_does_nothing_within_seconds(study):
     ("change", "expected"),
     [
         ({"evaluation__bootstrap": 300}, {"table"}),
-        ({"ddpo__clip_range": 0.001}, {"train@clap", "train@emopia"}),
+        ({"ddpo__clip_range": 0.001}, {"train@clap", "train@emopia", "card@clap", "card@emopia"}),
         ({"evaluation__eta": 0.0}, {"baseline", "evaluate@clap", "evaluate@emopia", "table"}),
         ({"rewards": ["emopia"]}, {"table"}),
         ({"compute__update_batch": 4}, set()),
@@ -110,3 +116,41 @@ def test_a_random_seed_is_drawn_and_recorded(tmp_path):
         drawn.append(json.loads((tmp_path / "metrics" / "seed.json").read_text())["seed"])
     assert all(isinstance(seed, int) and seed >= 0 for seed in drawn)
     assert drawn[0] != drawn[1]
+
+
+def test_the_same_study_runs_on_the_real_models_layout(hub, published, tmp_path):
+    """With the hub for `fetch` alone: after it, the network is not needed any more."""
+    project = copy_of_project(tmp_path / "project")
+    small = {"duration": 3, "steps": 2, "ddpo__epochs": 1, "ddpo__trajectories_per_epoch": 4}
+    content = params_with(model="audioldm2-music", weights=weight_settings(published).model_dump(), **small)
+    (project / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    environment = hub.environment(tmp_path / "home")
+    fetched = run(project, "dvc", "repro", "fetch", env=environment)
+    assert fetched.returncode == 0, fetched.stdout + fetched.stderr
+    assert fetched.stdout.count("Licence: ") == 3
+    came = json.loads((project / "metrics" / "weights.json").read_text())
+    assert came["model"] == MUSIC
+
+    hub.forget()
+    done = run(project, "dvc", "repro", env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert hub.requests == []
+    assert "Table 1" in done.stdout
+    for reward in ("clap", "emopia"):
+        adapter = project / "models" / "adapters" / reward
+        assert (adapter / "adapter_model.safetensors").is_file()
+        card = ModelCard.load(adapter / "README.md")
+        assert card.data.base_model == MUSIC
+        assert card.data.license == "cc-by-nc-sa-4.0"
+        assert came["revision"] in card.text
+        assert "| tender |" in card.text
+    waveform, sample_rate = audio.read(next((project / "clips" / "emopia").glob("*.wav")))
+    assert (len(waveform), sample_rate) == (3 * 16000, 16000)
+    assert not run(project, "dvc", "repro", env=environment).stdout.count("Running stage")
+
+
+def test_the_readmes_lines_of_stock_diffusers_and_peft_play_the_adapter(study):
+    (lines,) = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+    check = "import numpy; assert audio.shape == (80000,) and numpy.isfinite(audio).all() and audio.std() > 0"
+    done = run(study, "python", "-c", lines + check)
+    assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -46,7 +47,9 @@ def load(generator: Generator, folder: Path | str) -> None:
     if not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder}: holds no adapter (no adapter_config.json); run `dvc repro`.")
     try:
-        generator.unet = PeftModel.from_pretrained(generator.unet, folder).eval()
+        with warnings.catch_warnings():  # to peft an adapter that does not fit is a warning
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            generator.unet = PeftModel.from_pretrained(generator.unet, folder).eval()
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(

@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from tqdm import tqdm
 
 from music_ddpo.errors import UserError
 from music_ddpo.files import REASONS
@@ -34,9 +35,8 @@ def snapshot(repo: str, revision: str, patterns: Sequence[str], ignore: Sequence
     """
     with _explained(repo, revision):
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=ignore))
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            check(path, repo)
+    for path in tqdm([p for p in folder.rglob("*") if p.is_file()], desc=f"verify {repo}", unit="file"):
+        check(path, repo)
     return folder
 
 

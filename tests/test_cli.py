@@ -1,0 +1,274 @@
+"""`music-ddpo generate`: what a user types, and the WAV files that come out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+import yaml
+from click.testing import CliRunner, Result
+from conftest import MINI, params_with, run
+from diffusers import AudioLDM2Pipeline
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from test_adapter import trained_adapter
+from test_generator import NEGATIVE, PROMPT
+
+from music_ddpo import audio, rollout
+from music_ddpo.cli import main
+from music_ddpo.generator import Generator
+from music_ddpo.randomness import generator as random_generator
+
+MODEL = ("--model", str(MINI / "pipeline"))
+QUICK = (*MODEL, "--device", "cpu", "--steps", "4", "--duration", "2")
+CALM = "A recording of a tender violin solo, high quality"
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("adapters") / "trained"
+    trained_adapter(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch) -> Path:
+    """The folder that the command runs in; empty, so without params.yaml."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def generate(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, ["generate", *map(str, arguments)], catch_exceptions=False)
+
+
+def made(*arguments: str | Path) -> list[str]:
+    """Runs the command, which must succeed; the lines that it prints."""
+    result = generate(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout.splitlines()
+
+
+def samples(path: Path | str) -> torch.Tensor:
+    return audio.read(path)[0]
+
+
+def stock(adapter: Path | None, prompt: str, seed: int, take: int, duration: float, **options) -> torch.Tensor:
+    """What diffusers and peft make of a prompt, without any code of ours but the noise: [samples]."""
+    pipe = AudioLDM2Pipeline.from_pretrained(MINI / "pipeline")
+    shape = Generator(pipe, torch.device("cpu")).latent_shape(duration)
+    if adapter is not None:
+        pipe.unet = PeftModel.from_pretrained(pipe.unet, adapter)
+    pipe.set_progress_bar_config(disable=True)
+    latents = torch.randn(1, *shape, generator=random_generator(seed, "generate", 0, take))
+    return pipe(prompt, audio_length_in_s=duration, latents=latents, output_type="pt", **options).audios[0]
+
+
+def test_a_clip_is_what_stock_diffusers_with_stock_peft_makes_of_the_same_noise(adapter, here):
+    printed = made(
+        PROMPT, CALM, "--adapter", adapter, "--takes", 2, "--seed", 3, "--out", "clip.wav", *MODEL, "--device", "cpu",
+        "--steps", 4, "--duration", 5, "--guidance-scale", 2, "--negative", NEGATIVE, "--eta", 0,
+    )  # fmt: skip
+    assert printed == [
+        f"clip-{i}.wav: {prompt} [take {take}]"
+        for i, (prompt, take) in enumerate([(PROMPT, 1), (PROMPT, 2), (CALM, 1), (CALM, 2)], start=1)
+    ]
+    assert sorted(p.name for p in here.iterdir()) == [f"clip-{i}.wav" for i in (1, 2, 3, 4)]
+    assert soundfile.info("clip-1.wav").subtype == "PCM_16"
+    for name, prompt, take in (("clip-1.wav", PROMPT, 0), ("clip-4.wav", CALM, 1)):
+        expected = stock(
+            adapter, prompt, 3, take, 5, num_inference_steps=4, guidance_scale=2.0, negative_prompt=NEGATIVE
+        )
+        assert expected.abs().max() > 0.01
+        torch.testing.assert_close(samples(name), expected, atol=1e-4, rtol=0)
+
+
+def test_without_params_yaml_a_clip_is_what_the_stock_pipeline_makes_by_default(here):
+    printed = made(PROMPT, "--out", "clip.wav", *MODEL, "--device", "cpu")
+    assert printed == [f"clip.wav: {PROMPT}"]
+    torch.testing.assert_close(samples("clip.wav"), stock(None, PROMPT, 0, 0, 10), atol=1e-3, rtol=0)
+
+
+def test_what_is_not_given_comes_from_params_yaml(here, tmp_path, monkeypatch):
+    content = params_with(duration=3, steps=5, guidance_scale=1.5, evaluation__eta=0.5, compute__device="cpu")
+    (here / "params.yaml").write_text(yaml.safe_dump(content))
+    made(PROMPT, "--out", "from-params.wav", *MODEL)
+    made(PROMPT, "--out", "overridden.wav", *MODEL, "--duration", 2)
+    monkeypatch.chdir(tmp_path)
+    given = ("--steps", 5, "--guidance-scale", 1.5, "--eta", 0.5, "--negative", NEGATIVE, "--device", "cpu", *MODEL)
+    for name, duration in (("from-params.wav", 3), ("overridden.wav", 2)):
+        made(PROMPT, "--out", "given.wav", "--duration", duration, *given)
+        assert (here / name).read_bytes() == Path("given.wav").read_bytes()
+
+
+def test_compare_writes_the_untouched_models_clip_beside_it_on_the_same_noise(adapter, here):
+    asked = (PROMPT, *QUICK, "--eta", 1)
+    printed = made(*asked, "--adapter", adapter, "--compare", "--out", "angry.wav")
+    assert printed == [f"angry.wav: {PROMPT}", f"angry-original.wav: {PROMPT} [untouched model]"]
+    assert sorted(p.name for p in here.iterdir()) == ["angry-original.wav", "angry.wav"]
+    made(*asked, "--out", "without.wav")
+    made(*asked, "--adapter", adapter, "--out", "with.wav")
+    assert Path("angry-original.wav").read_bytes() == Path("without.wav").read_bytes()
+    assert Path("angry.wav").read_bytes() == Path("with.wav").read_bytes()
+    assert (samples("with.wav") - samples("without.wav")).abs().max() > 1e-2
+    made(*asked, "--adapter", adapter, "--compare", "--takes", 2, "--out", "more.wav")
+    names = ["more-1-original.wav", "more-1.wav", "more-2-original.wav", "more-2.wav"]
+    assert sorted(p.name for p in here.glob("more*")) == names
+
+
+def test_a_clip_does_not_depend_on_what_else_is_asked_for_and_repeats_bit_for_bit(here):
+    made(PROMPT, CALM + ", recorded in a small room", "--takes", 5, "--eta", 1, "--out", "many.wav", *QUICK)
+    assert sorted(p.name for p in here.iterdir()) == [f"many-{i:02d}.wav" for i in range(1, 11)]
+    for name in ("few.wav", "again.wav"):
+        made(PROMPT, "--takes", 2, "--eta", 1, "--out", name, *QUICK)
+    for take in (1, 2):
+        torch.testing.assert_close(samples(f"few-{take}.wav"), samples(f"many-0{take}.wav"), atol=1e-3, rtol=0)
+        assert Path(f"few-{take}.wav").read_bytes() == Path(f"again-{take}.wav").read_bytes()
+    made(PROMPT, "--seed", 1, "--eta", 1, "--out", "other.wav", *QUICK)
+    for other in ("few-2.wav", "other.wav"):
+        assert (samples("few-1.wav") - samples(other)).abs().max() > 1e-2
+
+
+def test_a_clip_louder_than_full_scale_is_scaled_and_not_clipped(monkeypatch):
+    decode = Generator.decode
+    made(PROMPT, "--out", "quiet.wav", *QUICK)
+    quiet = samples("quiet.wav")
+    assert quiet.abs().max() > 0.01
+    for factor in (0.5, 100):  # what is quiet stays quiet
+        monkeypatch.setattr(Generator, "decode", lambda *a, by=factor: by * decode(*a))
+        made(PROMPT, "--out", "scaled.wav", *QUICK)
+        scaled = samples("scaled.wav")
+        loudest = 10 ** (-0.1 / 20) if factor > 1 else factor * quiet.abs().max().item()
+        assert scaled.abs().max().item() == pytest.approx(loudest, abs=1e-4)
+        torch.testing.assert_close(scaled, quiet * (loudest / quiet.abs().max()), atol=3e-3, rtol=0)
+
+
+def test_the_installed_command_works_in_an_empty_folder_makes_folders_and_shows_its_progress(here):
+    done = run(here, "music-ddpo", "generate", PROMPT, "--out", "new/folder/clip.wav", *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"new/folder/clip.wav: {PROMPT}\n"
+    assert "4/4" in done.stderr
+    assert "arning" not in done.stderr
+    assert soundfile.info(here / "new" / "folder" / "clip.wav").duration == 2
+
+
+def test_help_waits_for_no_model_library(here):
+    command = "import sys; from music_ddpo.cli import main; main(['generate', '--help'], standalone_mode=False)"
+    done = run(here, sys.executable, "-c", f"{command}; print(sorted({{'torch', 'diffusers'}} & set(sys.modules)))")
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+    assert "--compare" in done.stdout
+
+
+def refused(code: int, *arguments: str | Path) -> str:
+    """Runs the command, which must fail; the one line that says why. Nothing is written."""
+    before = set(Path.cwd().rglob("*"))
+    result = generate(*arguments)
+    assert result.exit_code == code, result.output
+    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1, result.stderr
+    assert {p for p in set(Path.cwd().rglob("*")) - before if p.is_file()} == set()
+    return errors[0]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--duration", "-1", ["-1", "greater than 0"]),
+        ("--duration", "nan", ["nan", "finite"]),
+        ("--duration", "301", ["301", "300"]),
+        ("--duration", "long", ["long", "float"]),
+        ("--steps", "0", ["0", "greater than or equal to 1"]),
+        ("--steps", "1001", ["1001", "1000"]),
+        ("--steps", "4.5", ["4.5", "integer"]),
+        ("--guidance-scale", "0.5", ["0.5", "1"]),
+        ("--guidance-scale", "auto", ["auto", "float"]),
+        ("--eta", "1.5", ["1.5", "1"]),
+        ("--device", "gpu", ["gpu", "auto", "cuda"]),
+        ("--takes", "0", ["0", "x>=1"]),
+        ("--seed", "-1", ["-1", "x>=0"]),
+        ("--out", "clip.mp3", ["clip.mp3", ".wav"]),
+        ("--out", ".wav", [".wav"]),
+    ],
+)
+def test_a_wrong_value_is_refused_with_the_options_name(option, value, words):
+    line = refused(2, PROMPT, "--out", "clip.wav", option, value)
+    assert all(word in line for word in [option, *words]), line
+
+
+def test_a_command_that_lacks_something_says_what():
+    assert "--out" in refused(2, PROMPT)
+    assert "PROMPT" in refused(2, "--out", "clip.wav")
+    assert "prompt 2 of 2 is empty" in refused(2, PROMPT, " ", "--out", "clip.wav")
+    assert "--adapter" in refused(2, PROMPT, "--out", "clip.wav", "--compare")
+
+
+def test_a_missing_model_is_a_clear_error():
+    assert "models/pipeline: holds no pipeline" in refused(1, PROMPT, "--out", "clip.wav")
+
+
+def test_a_clip_too_short_for_the_model_is_a_clear_error():
+    line = refused(1, PROMPT, "--out", "clip.wav", *QUICK, "--duration", "0.001")
+    assert "duration" in line
+    assert "at least" in line
+
+
+def test_a_wrong_params_yaml_is_a_clear_error(here):
+    (here / "params.yaml").write_text(yaml.safe_dump(params_with(steps=0)))
+    assert "params.yaml: steps: 0" in refused(1, PROMPT, "--out", "clip.wav", *MODEL)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_asked_for_and_absent_is_a_clear_error():
+    assert "compute.device" in refused(1, PROMPT, "--out", "clip.wav", *MODEL, "--device", "cuda")
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_model_is_loaded(here, monkeypatch):
+    monkeypatch.setattr(Generator, "load", lambda *_: pytest.fail("loaded"))
+    (here / "taken.wav").mkdir()
+    assert "taken.wav is a folder" in refused(1, PROMPT, "--out", "taken.wav", *QUICK)
+    (here / "clip-2.wav").mkdir()
+    assert "clip-2.wav is a folder" in refused(1, PROMPT, "--out", "clip.wav", "--takes", 2, *QUICK)
+    (here / "file").write_text("in the way")
+    assert "a file stands where a folder is needed" in refused(1, PROMPT, "--out", "file/clip.wav", *QUICK)
+    long = "a" * 300 + ".wav"
+    assert "too long" in refused(1, PROMPT, "--out", long, *QUICK)
+
+
+def damaged(adapter: Path, folder: Path, change) -> Path:
+    """A copy of an adapter with its weights changed."""
+    folder.mkdir()
+    (folder / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file(dict(change(name, w) for name, w in weights.items()), folder / "adapter_model.safetensors")
+    return folder
+
+
+def test_an_adapter_that_is_missing_or_of_another_model_is_a_clear_error(adapter, tmp_path):
+    assert "nowhere: holds no adapter" in refused(1, PROMPT, "--out", "clip.wav", "--adapter", "nowhere", *QUICK)
+    wider = damaged(adapter, tmp_path / "wider", lambda name, w: (name, w.repeat(2, 2)))
+    elsewhere = damaged(adapter, tmp_path / "elsewhere", lambda name, w: (name.replace("attn2", "attn9"), w))
+    for folder in (wider, elsewhere):
+        line = refused(1, PROMPT, "--out", "clip.wav", "--adapter", folder, *QUICK)
+        assert f"{folder}: the adapter could not be loaded" in line
+
+
+def test_output_that_is_not_finite_is_a_clear_error_and_replaces_nothing(adapter, here, tmp_path):
+    broken = damaged(adapter, tmp_path / "broken", lambda name, w: (name, w * float("nan")))
+    (here / "clip.wav").write_text("an older clip")
+    line = refused(1, PROMPT, "--out", "clip.wav", "--adapter", broken, *QUICK)
+    assert "clip.wav: not written" in line
+    assert "not finite" in line
+    assert (here / "clip.wav").read_text() == "an older clip"
+
+
+def test_a_full_memory_is_a_clear_error(monkeypatch):
+    def sample(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80.00 GiB.")
+
+    monkeypatch.setattr(rollout, "sample", sample)
+    assert "shorter --duration" in refused(1, PROMPT, "--out", "clip.wav", *QUICK)
