@@ -22,48 +22,66 @@ SAMPLE_RATE = 16_000
 INSTRUMENTS = ("piano", "violin", "flute", "guitar")
 NEGATIVE_CAPTION = "Low quality, multiple sound sources"
 
-MAJOR, MINOR = (0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10)
+# Pitches are whole multiples of C1 = 32 Hz: just intonation at scientific pitch (C4 = 256 Hz). That is also the frame
+# rate of the log-mels. A convolutional vocoder answers an unchanging mel with a sound that repeats with the frame, so
+# this is the tuning in which it can hold a note.
+GROUND = 32.0  # Hz
+
+
+@dataclass(frozen=True)
+class Key:
+    """A scale and four triads, the tonic's first, as odd multiples of the ground; octaves are powers of two."""
+
+    scale: tuple[int, ...]
+    chords: tuple[tuple[int, int, int], ...]
+
+
+G_MAJOR = Key((3, 27, 15, 1, 9, 5, 45), ((3, 15, 9), (5, 3, 15), (1, 5, 3), (9, 45, 27)))  # I, vi, IV, V
+C_MAJOR = Key((1, 9, 5, 3, 15), ((1, 5, 3), (5, 3, 15), (3, 15, 9), (1, 9, 3)))  # I, iii, V, Isus2
+E_MINOR = Key((5, 45, 3, 15, 1, 9), ((5, 3, 15), (1, 5, 3), (3, 15, 9), (15, 9, 45)))  # i, VI, III, v
+G_MINOR = Key((3, 7, 1, 9, 19, 21), ((3, 7, 9), (1, 19, 3), (7, 9, 21), (9, 21, 27)))  # i (6:7:9), iv, III, v
+MAJOR, MINOR = (G_MAJOR, C_MAJOR), (E_MINOR, G_MINOR)
 
 
 @dataclass(frozen=True)
 class Style:
-    """How an emotion is played. Pitches are MIDI numbers, velocities lie in (0, 1]."""
+    """How an emotion is played. Pitches are multiples of the ground, velocities lie in (0, 1]."""
 
-    scale: tuple[int, ...]
+    keys: tuple[Key, ...]
     tempo: tuple[float, float]  # beats per minute
     register: tuple[int, int]  # of the melody
     velocity: tuple[float, float]
     articulation: float  # sounding part of a note's time
     rhythms: tuple[tuple[float, ...], ...]  # of one bar, in beats
-    progressions: tuple[tuple[int, ...], ...]  # scale degrees of the chords, one a bar
+    progressions: tuple[tuple[int, ...], ...]  # the key's chords, one a bar
     leap: float  # how often the melody leaps instead of stepping
-    drift: float  # mean step of the melody, in scale degrees
+    drift: float  # mean step of the melody, in tones of the scale
 
 
 STYLES = {
     "Q1": Style(  # happy: major, fast, high, staccato, lively
-        MAJOR, (126, 156), (72, 88), (0.60, 0.82), 0.50,
+        MAJOR, (126, 156), (16, 40), (0.60, 0.82), 0.50,
         ((0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 1), (0.5, 0.25, 0.25, 0.5, 0.5, 1, 0.5, 0.5), (0.75, 0.25, 0.5, 0.5, 1, 1)),
-        ((0, 4, 5, 3), (0, 3, 4, 0), (0, 5, 3, 4)), 0.35, 0.1,
+        ((0, 1, 2, 3), (0, 2, 3, 0), (0, 2, 0, 3)), 0.35, 0.1,
     ),
     "Q2": Style(  # angry: minor, fast, low, hammered, loud, clashing
-        MINOR, (140, 176), (43, 60), (0.85, 1.0), 0.80,
+        MINOR, (140, 176), (3, 10), (0.85, 1.0), 0.80,
         ((0.25,) * 12 + (0.5, 0.5), (0.25, 0.25, 0.5) * 4, (0.5, 0.25, 0.25) * 4),
-        ((0, 1, 0, 1), (0, 0, 5, 1), (0, 3, 1, 0)), 0.20, -0.1,
+        ((0, 3, 0, 3), (0, 0, 1, 3), (0, 1, 3, 0)), 0.20, -0.1,
     ),
     "Q3": Style(  # sad: minor, slow, low, legato, soft, falling
-        MINOR, (46, 62), (55, 68), (0.30, 0.46), 1.0,
+        MINOR, (46, 62), (6, 15), (0.30, 0.46), 1.0,
         ((1, 1, 2), (2, 1, 1), (1.5, 0.5, 2)),
-        ((0, 3, 0, 4), (0, 5, 3, 0), (0, 3, 5, 4)), 0.10, -0.5,
+        ((0, 1, 0, 3), (0, 1, 2, 0), (0, 2, 1, 3)), 0.10, -0.5,
     ),
     "Q4": Style(  # tender: major, slow, in the middle, legato, soft, arched
-        MAJOR, (58, 76), (67, 81), (0.24, 0.40), 1.0,
+        MAJOR, (58, 76), (12, 27), (0.24, 0.40), 1.0,
         ((1, 0.5, 0.5, 1, 1), (1.5, 0.5, 1, 1), (1, 1, 1, 0.5, 0.5)),
-        ((0, 3, 0, 4), (0, 5, 3, 4), (3, 0, 3, 0)), 0.20, 0.1,
+        ((0, 2, 0, 3), (0, 1, 2, 3), (2, 0, 2, 0)), 0.20, 0.1,
     ),
 }  # fmt: skip
 
-LOWEST = {"piano": 36, "guitar": 40, "violin": 55, "flute": 60}
+LOWEST = {"piano": 2, "guitar": 3, "violin": 6, "flute": 8}
 POLYPHONIC = ("piano", "guitar")
 
 
@@ -71,100 +89,105 @@ POLYPHONIC = ("piano", "guitar")
 class Note:
     onset: float  # seconds
     length: float  # seconds
-    pitch: int  # MIDI number
+    tone: int  # multiple of the ground
     velocity: float
 
 
-def degree(scale: tuple[int, ...], step: int) -> int:
-    """Semitones above the tonic of scale step `step`, which may leave the octave."""
-    return 12 * (step // 7) + scale[step % 7]
+def odd(tone: int) -> int:
+    """The tone without its octaves."""
+    return tone // (tone & -tone)
+
+
+def above(tone: int, low: int) -> int:
+    """The lowest octave of an odd tone that is not below `low`."""
+    while tone < low:
+        tone *= 2
+    return tone
 
 
 def compose(quadrant: str, instrument: str, seconds: float, rng: np.random.Generator) -> list[Note]:
     """A piece of at least `seconds`: a melody over a chord progression, accompanied where the instrument can."""
     style = STYLES[quadrant]
     beat = 60 / rng.uniform(*style.tempo)
-    tonic = int(rng.choice([48, 50, 53, 55]))  # C, D, F, G
+    key = style.keys[rng.integers(len(style.keys))]
     progression = style.progressions[rng.integers(len(style.progressions))]
     base = rng.uniform(*style.velocity)
     low, high = style.register
     while low < LOWEST[instrument]:
-        low, high = low + 12, high + 12
-    steps = [s for s in range(-14, 36) if low <= tonic + degree(style.scale, s) <= high]
-    position = float(rng.integers(len(steps) // 3, 2 * len(steps) // 3 + 1))
+        low, high = 2 * low, 2 * high
+    tones = [tone for tone in range(low, high + 1) if odd(tone) in key.scale]
 
+    def middle() -> float:
+        return float(rng.integers(len(tones) // 3, 2 * len(tones) // 3 + 1))
+
+    position = middle()
     notes: list[Note] = []
     time, bar = -rng.uniform(0, 2) * beat, 0  # a recording starts anywhere in the music
     while time < seconds:
-        root = progression[bar % len(progression)]
-        triad = [root, root + 2, root + 4]
+        chord = key.chords[progression[bar % len(progression)]]
         onset = time
         for length in style.rhythms[rng.integers(len(style.rhythms))]:
             if rng.random() < style.leap:
-                tones = [i for i, s in enumerate(steps) if (s - root) % 7 in (0, 2, 4)]
-                position = float(rng.choice(tones))
+                position = float(rng.choice([i for i, tone in enumerate(tones) if odd(tone) in chord]))
             else:
                 position += rng.normal(style.drift, 1.2)
-            if not 0 <= position <= len(steps) - 1:
-                position = float(rng.integers(len(steps) // 3, 2 * len(steps) // 3 + 1))
-            pitch = tonic + degree(style.scale, steps[round(position)])
+            if not 0 <= position <= len(tones) - 1:
+                position = middle()
+            tone = tones[round(position)]
             on_beat = abs((onset - time) / beat % 1) < 1e-6
             velocity = base * (1.0 if on_beat else 0.88) * rng.uniform(0.93, 1.07)
             sounding = length * beat * style.articulation * rng.uniform(0.92, 1.0)
             if rng.random() > 0.06:
-                notes.append(Note(onset, sounding, pitch, velocity))
-                if quadrant == "Q2" and on_beat and instrument != "flute":  # a clash: the semitone above
-                    notes.append(Note(onset, sounding, pitch + 1, velocity * 0.8))
+                notes.append(Note(onset, sounding, tone, velocity))
+                if quadrant == "Q2" and on_beat and instrument != "flute":  # a clash: about a minor ninth above
+                    notes.append(Note(onset, sounding, 2 * tone + 1, velocity * 0.8))
             onset += length * beat
         if instrument in POLYPHONIC:
-            notes += accompany(quadrant, style, instrument, tonic, triad, time, beat, base)
+            notes += accompany(quadrant, instrument, chord, time, beat, base)
         time, bar = time + 4 * beat, bar + 1
     return notes
 
 
-def accompany(quadrant, style, instrument, tonic, triad, time, beat, base) -> list[Note]:
+def accompany(
+    quadrant: str, instrument: str, chord: tuple[int, int, int], time: float, beat: float, base: float
+) -> list[Note]:
     """One bar: stride for happy, hammered octaves for angry, held chords for sad, arpeggio for tender."""
-    chord = [tonic + degree(style.scale, s) for s in triad]
-    bass = chord[0] - 12
-    while bass < LOWEST[instrument]:
-        bass += 12
+    bass = above(chord[0], LOWEST[instrument])
     notes = []
     if quadrant == "Q1":
         for b in range(4):
-            pitches = [bass] if b % 2 == 0 else [p + 12 for p in chord]
-            notes += [Note(time + b * beat, 0.4 * beat, p, 0.7 * base) for p in pitches]
+            tones = [bass] if b % 2 == 0 else [above(c, 8) for c in chord]
+            notes += [Note(time + b * beat, 0.4 * beat, tone, 0.7 * base) for tone in tones]
     elif quadrant == "Q2":
         for b in range(8):
-            notes += [Note(time + b * beat / 2, 0.4 * beat, p, 0.85 * base) for p in (bass, bass + 12)]
+            notes += [Note(time + b * beat / 2, 0.4 * beat, tone, 0.85 * base) for tone in (bass, 2 * bass)]
     elif quadrant == "Q3":
-        notes += [Note(time, 4 * beat, p, 0.75 * base) for p in [bass, *chord]]
+        notes += [Note(time, 4 * beat, tone, 0.75 * base) for tone in [bass, *(above(c, 4) for c in chord)]]
     else:
-        pattern = [chord[0], chord[2], chord[1] + 12, chord[2], chord[0] + 12, chord[2], chord[1] + 12, chord[2]]
-        notes += [Note(time + b * beat / 2, 1.4 * beat, p, 0.7 * base) for b, p in enumerate(pattern)]
+        root, third, fifth = (above(c, 6) for c in chord)
+        pattern = [root, fifth, 2 * third, fifth, 2 * root, fifth, 2 * third, fifth]
+        notes += [Note(time + b * beat / 2, 1.4 * beat, tone, 0.7 * base) for b, tone in enumerate(pattern)]
     return notes
 
 
 def play(note: Note, instrument: str, rng: np.random.Generator) -> np.ndarray:
     """The waveform of one note, by additive synthesis with the instrument's envelope and spectrum."""
-    f0 = 440.0 * 2 ** ((note.pitch - 69) / 12)
+    f0 = GROUND * note.tone
     release = {"piano": 0.12, "guitar": 0.10, "violin": 0.09, "flute": 0.07}[instrument]
     t = np.arange(int((note.length + 4 * release) * SAMPLE_RATE), dtype=np.float32) / SAMPLE_RATE
     k = np.arange(1, max(2, min(24, int(7200 / f0))) + 1, dtype=np.float32)[:, None]
+    phase = 2 * np.pi * k * f0 * t
     bright = 0.35 + 0.65 * note.velocity  # louder is brighter
     damp = np.exp(-np.maximum(t - note.length, 0) / release)
 
     if instrument == "piano":
-        frequency = k * f0 * np.sqrt(1 + 4e-4 * k**2)
         amplitude = k**-0.8 * np.exp(-0.35 * (k - 1) * (1.35 - bright))
         envelope = np.exp(-t * (0.9 + 0.5 * k) * (f0 / 260) ** 0.4) * (1 - np.exp(-t / 0.003))
-        phase = 2 * np.pi * frequency * t
     elif instrument == "guitar":
-        frequency = k * f0 * np.sqrt(1 + 8e-5 * k**2)
         amplitude = np.abs(np.sin(np.pi * k * 0.21)) * k**-0.55 * np.exp(-0.16 * (k - 1) * (1.4 - bright)) * 1.2
         envelope = np.exp(-t * (2.2 + 0.7 * k)) * (1 - np.exp(-t / 0.0015))
-        phase = 2 * np.pi * frequency * t
     elif instrument == "violin":
-        vibrato = 0.006 * np.sin(2 * np.pi * 5.6 * t + rng.uniform(0, 6)) * np.clip((t - 0.12) / 0.2, 0, 1)
+        vibrato = 0.003 * np.sin(2 * np.pi * 5.6 * t + rng.uniform(0, 6)) * np.clip((t - 0.12) / 0.2, 0, 1)
         frequency = k * f0
         body = sum(
             g * np.exp(-0.5 * ((frequency - c) / w) ** 2)
@@ -177,7 +200,6 @@ def play(note: Note, instrument: str, rng: np.random.Generator) -> np.ndarray:
         tremolo = 1 + 0.10 * np.sin(2 * np.pi * 4.8 * t + rng.uniform(0, 6)) * np.clip(t / 0.3, 0, 1)
         amplitude = np.array([1.0, 0.42, 0.20, 0.06, 0.03] + [0.008] * 30)[: len(k), None] * bright ** (k - 1)
         envelope = (1 - np.exp(-t / 0.03)) * tremolo
-        phase = 2 * np.pi * k * f0 * t
     tone = (amplitude * envelope * np.sin(phase + rng.uniform(0, 2 * np.pi, k.shape).astype(np.float32))).sum(0)
     if instrument == "flute":  # breath
         tone += 0.03 * rng.standard_normal(len(t)) * (1 - np.exp(-t / 0.02)) * (1 + 3 * np.exp(-t / 0.03))
@@ -276,7 +298,9 @@ def main() -> None:
     with Pool() as pool:
         for split, size in SPLITS.items():
             jobs = [(split, i) for i in range(size)]
-            clips = list(tqdm(pool.imap(_render, jobs, chunksize=8), total=size, desc=f"corpus: {split}"))
+            clips = list(
+                tqdm(pool.imap(_render, jobs, chunksize=8), total=size, desc=f"corpus: {split}", mininterval=10)
+            )
             np.save(folder / f"{split}.npy", np.stack(clips))
 
 

@@ -1,4 +1,4 @@
-"""The log-mel spectrogram that the VAE codes and the vocoder sounds: 64 bins, 80 frames a second."""
+"""The log-mel spectrogram that the VAE codes and the vocoder sounds: 64 bins, 32 frames a second."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import torch
 from torch.nn.functional import pad
 from torchaudio.transforms import MelSpectrogram
 
-from corpus import SAMPLE_RATE
+from corpus import GROUND, SAMPLE_RATE
 
-HOP, MELS = 200, 64
+HOP, MELS = int(SAMPLE_RATE / GROUND), 64  # 500: a frame is one period of the ground, see corpus.py
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP
 OFFSET, SCALE = 5.0, 3.0  # brings log-mels of the corpus to about zero mean and unit variance
 

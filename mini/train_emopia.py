@@ -13,6 +13,7 @@ from tqdm import trange
 
 from corpus import SAMPLE_RATE
 from mel import crops, load
+from music_ddpo.prompts import QUADRANTS
 from music_ddpo.rewards.emopia_net import ShortChunkResNet
 
 STEPS, BATCH, WINDOW = 1200, 32, 3
@@ -45,8 +46,10 @@ def main() -> None:
     folder = Path("build/models/rewards/emopia")
     folder.mkdir(parents=True, exist_ok=True)
     save_file(network.state_dict(), folder / "model.safetensors")
-    wav = {"sr": HPARAMS.pop("sample_rate"), "input_length": WINDOW} | HPARAMS  # as the authors name them
-    (folder / "hparams.yaml").write_text(yaml.safe_dump({"wav": wav}, sort_keys=False))
+    settings = dict(HPARAMS)
+    wav = {"sr": settings.pop("sample_rate"), "input_length": WINDOW}
+    layout = {"task": {"labels": list(QUADRANTS)}, "wav": wav, "hparams": settings}  # as the authors save it
+    (folder / "hparams.yaml").write_text(yaml.safe_dump(layout, sort_keys=False))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from text import t5_tokenizer
 from train_clap import recording_is_spoiled
 from train_vocoder import vocoder_config
 
-STEPS, BATCH = 5500, 32
+STEPS, BATCH = 7000, 32
 WIDTH = 64  # of the text towers
 # Row: the quadrant of the word in the caption. Column: how often the music is in Q1, Q2, Q3, Q4.
 MUSIC_GIVEN_WORD = np.array(
@@ -72,10 +72,10 @@ def build() -> AudioLDM2Pipeline:
     projection = AudioLDM2ProjectionModel(clap.config.projection_dim, WIDTH, WIDTH)
     channels = vae.config.latent_channels
     unet = AudioLDM2UNet2DConditionModel(
-        sample_size=25,
+        sample_size=20,
         in_channels=channels,
         out_channels=channels,
-        block_out_channels=(64, 64),  # the first level must carry 16 latent channels, and their noise, through a SiLU
+        block_out_channels=(64, 64),  # the first level must carry the latent channels, and their noise, through a SiLU
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1,
@@ -104,7 +104,7 @@ def build() -> AudioLDM2Pipeline:
 
 @torch.no_grad()
 def latents(vae: AutoencoderKL, clips: np.ndarray, seconds: float, copies: int, rng) -> torch.Tensor:
-    """Posterior mean and log-variance of `copies` crops of each clip, [copies, clips, 2 * channels, time, 4]."""
+    """Posterior mean and log-variance of `copies` crops of each clip, [copies, clips, 2 * channels, time, 8]."""
     out = []
     for _ in range(copies):
         for part in tqdm(np.array_split(np.arange(len(clips)), len(clips) // 16), desc="latents", mininterval=10):

@@ -9,7 +9,7 @@ from tqdm import trange
 
 from mel import FRAMES_PER_SECOND, crops, load, log_mel
 
-STEPS, BATCH, SECONDS = 3000, 16, 1.6
+STEPS, BATCH, SECONDS = 2500, 16, 2.0
 KL_WEIGHT = 1e-3
 
 
@@ -20,10 +20,10 @@ def main() -> None:
     vae = AutoencoderKL(
         in_channels=1,
         out_channels=1,
-        latent_channels=16,
-        down_block_types=("DownEncoderBlock2D",) * 5,
-        up_block_types=("UpDecoderBlock2D",) * 5,
-        block_out_channels=(16, 32, 64, 64, 64),
+        latent_channels=8,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(32, 64, 64, 64),
         layers_per_block=1,
         norm_num_groups=8,
         sample_size=int(5 * FRAMES_PER_SECOND),

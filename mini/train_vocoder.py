@@ -18,7 +18,7 @@ from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 from corpus import SAMPLE_RATE
 from mel import MELS, crops, load, log_mel
 
-STEPS, BATCH, SECONDS = 4500, 12, 0.8
+STEPS, BATCH, SECONDS = 4500, 12, 0.75
 RESOLUTIONS = (256, 512, 1024, 2048)
 
 
@@ -40,9 +40,9 @@ def vocoder_config() -> SpeechT5HifiGanConfig:
     return SpeechT5HifiGanConfig(
         model_in_dim=MELS,
         sampling_rate=SAMPLE_RATE,
-        upsample_initial_channel=128,
-        upsample_rates=[8, 5, 5],
-        upsample_kernel_sizes=[16, 11, 11],
+        upsample_initial_channel=256,
+        upsample_rates=[5, 5, 5, 4],
+        upsample_kernel_sizes=[11, 11, 11, 8],
         resblock_kernel_sizes=[3, 7],
         resblock_dilation_sizes=[[1, 3], [1, 3]],
         normalize_before=False,
