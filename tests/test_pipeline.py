@@ -26,6 +26,11 @@ def study(tmp_path_factory):
     return folder
 
 
+def python_in(markdown: str) -> str:
+    (lines,) = re.findall(r"```python\n(.*?)```", markdown, re.DOTALL)
+    return lines
+
+
 def stages_run(output: str) -> set[str]:
     return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
 
@@ -134,7 +139,7 @@ def test_the_same_study_runs_on_the_real_models_layout(hub, published, tmp_path)
     hub.forget()
     done = run(project, "dvc", "repro", env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert hub.requests == []
+    assert hub.requests == []  # nobody was asked
     assert "Table 1" in done.stdout
     for reward in ("clap", "emopia"):
         adapter = project / "models" / "adapters" / reward
@@ -144,13 +149,16 @@ def test_the_same_study_runs_on_the_real_models_layout(hub, published, tmp_path)
         assert card.data.license == "cc-by-nc-sa-4.0"
         assert came["revision"] in card.text
         assert "| tender |" in card.text
+    lines = python_in(card.text).replace("path/to/this/folder", str(adapter))
+    played = run(project, "python", "-c", lines + "\nassert audio.shape == (48000,)", env=environment)
+    assert played.returncode == 0, played.stderr
     waveform, sample_rate = audio.read(next((project / "clips" / "emopia").glob("*.wav")))
     assert (len(waveform), sample_rate) == (3 * 16000, 16000)
     assert not run(project, "dvc", "repro", env=environment).stdout.count("Running stage")
 
 
 def test_the_readmes_lines_of_stock_diffusers_and_peft_play_the_adapter(study):
-    (lines,) = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+    lines = python_in((PROJECT / "README.md").read_text())
     check = "import numpy; assert audio.shape == (80000,) and numpy.isfinite(audio).all() and audio.std() > 0"
     done = run(study, "python", "-c", lines + check)
     assert done.returncode == 0, done.stderr

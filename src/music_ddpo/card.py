@@ -8,6 +8,7 @@ import yaml
 from huggingface_hub import ModelCardData
 
 from music_ddpo.params import Params
+from music_ddpo.prompts import fill
 
 
 def write(reward: str, params: Params, seed: int, weights: dict, training: dict, accuracy: dict) -> str:
@@ -59,16 +60,11 @@ def write(reward: str, params: Params, seed: int, weights: dict, training: dict,
         "## How to use it",
         "",
         "```python",
-        f'pipe = AudioLDM2Pipeline.from_pretrained("{base if on_hub else "models/pipeline"}")',
+        *_loading(base, bool(on_hub)),
         'pipe.unet = PeftModel.from_pretrained(pipe.unet, "path/to/this/folder")',
-        f'audio = pipe("{_example(params)}", num_inference_steps={params.steps}, '
-        f"guidance_scale={params.guidance_scale:g}).audios[0]",
+        f'audio = pipe("{_example(params)}", negative_prompt="{params.prompts.negative}", '
+        f"audio_length_in_s={params.duration:g}, guidance_scale={params.guidance_scale:g}).audios[0]",
         "```",
-        "",
-        "With current libraries the language model of the hub's AudioLDM 2 must be loaded as `GPT2LMHeadModel`, and "
-        "passed as `language_model=`; `models/pipeline`, as the stage `fetch` writes it, needs no such care."
-        if on_hub
-        else "`models/pipeline` is what the stage `fetch` writes.",
         "",
         "## How it was trained",
         "",
@@ -94,9 +90,26 @@ def write(reward: str, params: Params, seed: int, weights: dict, training: dict,
     return f"---\n{yaml.safe_dump(data.to_dict(), sort_keys=False)}---\n\n" + "\n".join(lines) + "\n"
 
 
-def _example(params: Params) -> str:
-    from music_ddpo.prompts import fill
+def _loading(base: str, on_hub: bool) -> list[str]:
+    """Python that loads the untouched pipeline."""
+    imports = ["from diffusers import AudioLDM2Pipeline", "from peft import PeftModel"]
+    if not on_hub:
+        return [
+            *imports,
+            "",
+            'pipe = AudioLDM2Pipeline.from_pretrained("models/pipeline")  # as the stage `fetch` left it',
+        ]
+    return [
+        *imports,
+        "from transformers import GPT2LMHeadModel",
+        "",
+        "# saved as a GPT2Model, which cannot generate any more",
+        f'language_model = GPT2LMHeadModel.from_pretrained("{base}", subfolder="language_model")',
+        f'pipe = AudioLDM2Pipeline.from_pretrained("{base}", language_model=language_model)',
+    ]
 
+
+def _example(params: Params) -> str:
     return fill(params.prompts.template, params.prompts.emotions[0], params.prompts.instruments[0])
 
 
