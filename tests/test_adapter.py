@@ -24,7 +24,7 @@ def trained_adapter(folder) -> Generator:
     """A generator with an adapter that changes the sound, saved to `folder`."""
     generator = load()
     for i, parameter in enumerate(adapter.add(generator, rank=4, alpha=4.0, seed=0)):
-        parameter.data += 0.05 * torch.randn(parameter.shape, generator=random_generator(0, "adapter", 0, i))
+        parameter.data += 0.2 * torch.randn(parameter.shape, generator=random_generator(0, "adapter", 0, i))
     adapter.save(generator, folder)
     return generator
 
