@@ -84,6 +84,10 @@ def test_a_second_repro_does_nothing_within_seconds(study):
         ({"evaluation__eta": 0.0}, {"baseline", "evaluate@clap", "evaluate@emopia", "table"}),
         ({"rewards": ["emopia"]}, {"table"}),
         ({"compute__update_batch": 4}, set()),
+        (
+            {"model": "mini/models"},  # the same weights, but `auto` means something else
+            {"fetch", "baseline", *(f"{s}@{r}" for s in ("train", "evaluate", "card") for r in ("clap", "emopia"))},
+        ),
     ],
 )
 def test_a_turned_knob_makes_stale_what_depends_on_it_and_nothing_else(study, change, expected):
@@ -159,6 +163,14 @@ def test_the_same_study_runs_on_the_real_models_layout(hub, published, tmp_path)
 
 def test_the_readmes_lines_of_stock_diffusers_and_peft_play_the_adapter(study):
     lines = python_in((PROJECT / "README.md").read_text())
-    check = "import numpy; assert audio.shape == (80000,) and numpy.isfinite(audio).all() and audio.std() > 0"
+    check = """
+import numpy, torch
+assert audio.shape == (80000,) and numpy.isfinite(audio).all()
+def play():
+    return pipe("happy piano", audio_length_in_s=5, num_inference_steps=3, generator=torch.manual_seed(0)).audios[0]
+heard = play()
+with pipe.unet.disable_adapter():
+    assert abs(play() - heard).max() > 1e-4
+"""
     done = run(study, "python", "-c", lines + check)
     assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import yaml
@@ -60,9 +61,9 @@ def write(reward: str, params: Params, seed: int, weights: dict, training: dict,
         "## How to use it",
         "",
         "```python",
-        *_loading(base, bool(on_hub)),
+        *_loading(base, weights["revision"] if on_hub else None),
         'pipe.unet = PeftModel.from_pretrained(pipe.unet, "path/to/this/folder")',
-        f'audio = pipe("{_example(params)}", negative_prompt="{params.prompts.negative}", '
+        f"audio = pipe({json.dumps(_example(params))}, negative_prompt={json.dumps(params.prompts.negative)}, "
         f"audio_length_in_s={params.duration:g}, guidance_scale={params.guidance_scale:g}).audios[0]",
         "```",
         "",
@@ -90,10 +91,10 @@ def write(reward: str, params: Params, seed: int, weights: dict, training: dict,
     return f"---\n{yaml.safe_dump(data.to_dict(), sort_keys=False)}---\n\n" + "\n".join(lines) + "\n"
 
 
-def _loading(base: str, on_hub: bool) -> list[str]:
+def _loading(base: str, revision: str | None) -> list[str]:
     """Python that loads the untouched pipeline."""
     imports = ["from diffusers import AudioLDM2Pipeline", "from peft import PeftModel"]
-    if not on_hub:
+    if revision is None:
         return [
             *imports,
             "",
@@ -104,8 +105,9 @@ def _loading(base: str, on_hub: bool) -> list[str]:
         "from transformers import GPT2LMHeadModel",
         "",
         "# saved as a GPT2Model, which cannot generate any more",
-        f'language_model = GPT2LMHeadModel.from_pretrained("{base}", subfolder="language_model")',
-        f'pipe = AudioLDM2Pipeline.from_pretrained("{base}", language_model=language_model)',
+        f'base, revision = "{base}", "{revision}"',
+        'language_model = GPT2LMHeadModel.from_pretrained(base, subfolder="language_model", revision=revision)',
+        "pipe = AudioLDM2Pipeline.from_pretrained(base, language_model=language_model, revision=revision)",
     ]
 
 
@@ -114,7 +116,10 @@ def _example(params: Params) -> str:
 
 
 def _table(rows: dict[str, str]) -> list[str]:
-    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    def cell(text: str) -> str:
+        return " ".join(text.split()).replace("|", "\\|")
+
+    return ["| | |", "|---|---|", *(f"| {name} | {cell(value)} |" for name, value in rows.items())]
 
 
 def _scores(reward: str, params: Params, accuracy: dict) -> list[str]:

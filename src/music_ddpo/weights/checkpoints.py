@@ -7,8 +7,8 @@ import os
 import pickle
 import re
 import shutil
-import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import gdown
@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from music_ddpo.errors import UserError
-from music_ddpo.files import whole, write_json
+from music_ddpo.files import remove, whole, write_json
 from music_ddpo.params import ClapWeights
 from music_ddpo.rewards import emopia, laion
 from music_ddpo.weights import hub
@@ -30,14 +30,20 @@ EMOPIA_HELP = (
 )
 
 
-def read(path: Path) -> dict:
+def read(path: Path, name: str = "") -> dict:
     """The content of a checkpoint that torch has pickled: tensors and plain values, nothing else.
+
+    Parameters
+    ----------
+    name
+        What to call it in an error, if it was unpacked from something.
 
     Raises
     ------
     UserError
         If it holds anything that would have to be executed (nothing is), or is damaged.
     """
+    name = name or str(path)
     scalar = np.core.multiarray.scalar
     allowed = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     try:
@@ -47,20 +53,20 @@ def read(path: Path) -> dict:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         what = f"asks for {asked[1]!r}" if asked else "is no plain pickle of tensors"
         raise UserError(
-            f"{path}: refused: it {what}, which weights do not need. Nothing in it was executed. Get the file anew "
+            f"{name}: refused: it {what}, which weights do not need. Nothing in it was executed. Get the file anew "
             "from where its authors publish it."
         ) from None
     except (RuntimeError, EOFError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: is truncated or damaged ({reason}); remove it and run again.") from None
+        raise UserError(f"{name}: is truncated or damaged ({reason}); remove it and run again.") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: is no checkpoint: it holds a {type(content).__name__}; get the file anew.")
+        raise UserError(f"{name}: is no checkpoint: it holds a {type(content).__name__}; get the file anew.")
     return content
 
 
-def state_dict(path: Path, prefix: str) -> dict[str, torch.Tensor]:
+def state_dict(path: Path, prefix: str, name: str = "") -> dict[str, torch.Tensor]:
     """The weights of a training checkpoint, without the prefix of the wrapper that it was trained in."""
-    content = read(path)
+    content = read(path, name)
     states = content.get("state_dict", content)
     return {
         key.removeprefix(prefix): x.contiguous().clone() for key, x in states.items() if isinstance(x, torch.Tensor)
@@ -82,11 +88,9 @@ def take_clap(settings: ClapWeights, target: Path) -> str:
     checkpoint = hub.file(settings.repo, settings.file)
     found = hub.digest(checkpoint, hashlib.sha256())
     if found != settings.sha256:
-        hub.discard(checkpoint)
         raise UserError(
-            f"{settings.file}: SHA-256 is {found[:12]}…, weights.clap.sha256 says {settings.sha256[:12]}…; it was "
-            f"removed unread. Run again; if it comes again, {settings.repo} has changed, and it is for you to decide "
-            "whether to trust what it holds now."
+            f"{settings.file}: SHA-256 is {found[:12]}…, weights.clap.sha256 says {settings.sha256[:12]}…; it was not "
+            f"read. It is what {settings.repo} holds now: it is for you to decide whether to trust that."
         )
     text = hub.snapshot(settings.text_model, "main", ["config.json", "vocab.json", "merges.txt", "tokenizer*.json"])
     with whole(target) as partial:
@@ -99,7 +103,8 @@ def take_clap(settings: ClapWeights, target: Path) -> str:
         save_file(states, partial / laion.WEIGHTS)
         write_json(partial / laion.SETTINGS, {"architecture": settings.architecture})
         _check_loads(laion.LaionClap, partial, checkpoint, "weights.clap.architecture")
-    return f"{settings.repo}/{settings.file} (SHA-256 {found})"
+    came = f"{settings.repo}@{checkpoint.parent.name}: {settings.file} (SHA-256 {found})"
+    return f"{came}, {settings.text_model}@{text.name}"
 
 
 def take_emopia(place: str, target: Path) -> str:
@@ -110,17 +115,17 @@ def take_emopia(place: str, target: Path) -> str:
     place
         The authors' zip, or a folder that holds what is in it; "auto" downloads it, once.
     """
-    path = _download_emopia() if place == "auto" else Path(place)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = _emopia_folder(path, Path(scratch))
-        checkpoint = folder / "best.ckpt"
-        states = state_dict(checkpoint, "model.")
-        with whole(target) as partial:
-            partial.mkdir(parents=True)
-            save_file(states, partial / emopia.WEIGHTS)
-            shutil.copyfile(folder / emopia.SETTINGS, partial / emopia.SETTINGS)
-            _check_loads(emopia.Emopia, partial, path, "weights.emopia")
-        found = hub.digest(checkpoint, hashlib.sha256())
+    path = _download_emopia() if place == "auto" else Path(place).expanduser()
+    with whole(target) as partial:
+        scratch = partial / "unpacked"
+        scratch.mkdir(parents=True)
+        folder, name = _emopia_folder(path, scratch)
+        states = state_dict(folder / "best.ckpt", "model.", f"{name}/best.ckpt")
+        save_file(states, partial / emopia.WEIGHTS)
+        shutil.copyfile(folder / emopia.SETTINGS, partial / emopia.SETTINGS)
+        found = hub.digest(folder / "best.ckpt", hashlib.sha256())
+        remove(scratch)
+        _check_loads(emopia.Emopia, partial, path, "weights.emopia")
     return f"{path.name} (best.ckpt SHA-256 {found})"
 
 
@@ -142,8 +147,10 @@ def _download_emopia() -> Path:
         try:
             with whole(path) as partial:
                 gdown.download(id=EMOPIA_ID, output=str(partial))
-                if not zipfile.is_zipfile(partial):
-                    raise ValueError("what came is no zip")
+                with zipfile.ZipFile(partial) as archive:
+                    damaged = archive.testzip()
+                if damaged:
+                    raise ValueError(f"{damaged} in it came damaged")
         except UserError:
             raise
         except Exception as error:  # gdown's own, requests', or what a page instead of the file leads to
@@ -154,13 +161,13 @@ def _download_emopia() -> Path:
     return path
 
 
-def _emopia_folder(path: Path, scratch: Path) -> Path:
-    """The folder that holds best.ckpt and hparams.yaml, unpacked to `scratch` if it is in a zip."""
+def _emopia_folder(path: Path, scratch: Path) -> tuple[Path, str]:
+    """The folder that holds best.ckpt and hparams.yaml, unpacked to `scratch` if in a zip, and what to call it."""
     wanted = ("best.ckpt", emopia.SETTINGS)
     if path.is_dir():
         for folder in (path, *sorted(p for p in path.rglob(EMOPIA_PART) if p.is_dir())):
             if all((folder / name).is_file() for name in wanted):
-                return folder
+                return folder, str(folder)
     elif path.is_file():
         try:
             with zipfile.ZipFile(path) as archive:
@@ -169,10 +176,10 @@ def _emopia_folder(path: Path, scratch: Path) -> Path:
                     if inside:
                         with archive.open(inside[0]) as packed, (scratch / name).open("wb") as file:
                             shutil.copyfileobj(packed, file)
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
             raise UserError(f"weights.emopia: {path} is no zip, or a damaged one ({error}); {EMOPIA_HELP}.") from None
         if all((scratch / name).is_file() for name in wanted):
-            return scratch
+            return scratch, f"{path}: {EMOPIA_PART}"
     else:
         raise UserError(f"weights.emopia: {path} is not there; {EMOPIA_HELP}.")
     raise UserError(f"weights.emopia: {path} holds no {EMOPIA_PART}/{wanted[0]} with its {wanted[1]}; {EMOPIA_HELP}.")

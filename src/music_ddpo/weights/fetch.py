@@ -26,8 +26,7 @@ def sha256(path: Path) -> str:
 def manifest(folder: Path, parts: Sequence[str] = (".",)) -> dict[str, str]:
     """The SHA-256 of every file below the `parts` of a folder, by path relative to the folder."""
     files = sorted(p for part in parts for p in (folder / part).rglob("*") if p.is_file() and p.name != MANIFEST)
-    bar = tqdm(files, desc="checksums", unit="file", disable=parts == (".",))
-    return {p.relative_to(folder).as_posix(): sha256(p) for p in bar}
+    return {p.relative_to(folder).as_posix(): sha256(p) for p in tqdm(files, desc="checksums", unit="file")}
 
 
 def fetch(model: str, settings: WeightParams, rewards: Sequence[str], target: Path) -> dict[str, str]:
@@ -52,10 +51,10 @@ def fetch(model: str, settings: WeightParams, rewards: Sequence[str], target: Pa
     UserError
         If a part is missing, damaged or altered, or cannot be brought here.
     """
-    source = SHIPPED.get(model) or (Path(model) if Path(model).is_dir() else None)
-    if source and (model in SHIPPED or (source / MANIFEST).is_file()):
-        return {"model": model, **_copy(source, rewards, target)}
-    return _gather(source or HUB.get(model, model), settings, rewards, target)
+    if model in SHIPPED:
+        return {"model": model, **_copy(SHIPPED[model], rewards, target)}
+    folder = Path(model).expanduser()
+    return _gather(folder if folder.is_dir() else HUB.get(model, model), settings, rewards, target)
 
 
 def _gather(model: Path | str, settings: WeightParams, rewards: Sequence[str], target: Path) -> dict[str, str]:
@@ -80,7 +79,7 @@ def _gather(model: Path | str, settings: WeightParams, rewards: Sequence[str], t
 
 
 def _copy(source: Path, rewards: Sequence[str], target: Path) -> dict[str, str]:
-    """Copies models that come with a manifest, as those that ship with the repository do."""
+    """Copies models that ship with the repository, with their manifest."""
     known = _read_manifest(source)
     wanted = [
         name

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx2
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -23,7 +25,10 @@ from tqdm import tqdm
 
 from music_ddpo.errors import UserError
 from music_ddpo.files import REASONS
-from music_ddpo.weights.registry import HUB, nearest
+from music_ddpo.weights.registry import KNOWN, nearest
+
+# The library's plain HTTP downloads, whose failures are known and tried here, rather than those of its Xet extension.
+constants.HF_HUB_DISABLE_XET = True
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token that may read it, and run again"
 
@@ -41,22 +46,27 @@ def snapshot(repo: str, revision: str, patterns: Sequence[str], ignore: Sequence
 
 
 def file(repo: str, name: str) -> Path:
-    """One file of `repo`, in the hub's cache; not checked."""
+    """One file of `repo`, in the hub's cache; the folder that it lies in is named after the commit."""
     with _explained(repo, "main", name):
-        return Path(hf_hub_download(repo, name))
+        path = Path(hf_hub_download(repo, name))
+    check(path, repo)
+    return path
 
 
 def check(path: Path, repo: str) -> None:
-    """`UserError` if a file in the cache is not what the hub says it is: there, a file bears its hash as its name."""
-    expected = path.resolve().name
-    if len(expected) == 64:
+    """`UserError` if a file in the cache is not what the hub says: it links to a blob that is named by its hash."""
+    if not path.is_symlink():  # a file system without links: the cache holds the file itself, under its own name
+        return
+    expected = Path(os.readlink(path)).name
+    if re.fullmatch("[0-9a-f]{64}", expected):
         found = digest(path, hashlib.sha256())
-    elif len(expected) == 40:
+    elif re.fullmatch("[0-9a-f]{40}", expected):
         found = digest(path, hashlib.sha1(b"blob %d\0" % path.stat().st_size))  # as git names it
-    else:  # a file system without links: the cache holds the file itself
+    else:
         return
     if found != expected:
-        discard(path)
+        (path.parent / os.readlink(path)).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         raise UserError(
             f"{repo}: {path.name} came damaged (hash {found[:12]}…, the hub says {expected[:12]}…) and was removed "
             "from the cache; run again to download it anew."
@@ -71,12 +81,6 @@ def digest(path: Path, state) -> str:
     return state.hexdigest()
 
 
-def discard(path: Path) -> None:
-    """Removes a file from the cache, and what it links to."""
-    path.resolve().unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
-
-
 @contextmanager
 def _explained(repo: str, revision: str, name: str = "") -> Iterator[None]:
     """Turns what the hub's library raises into a `UserError`."""
@@ -87,11 +91,13 @@ def _explained(repo: str, revision: str, name: str = "") -> Iterator[None]:
         raise UserError(f"{repo}: its owners want their terms accepted; do so at {url}, then {LOG_IN}.") from None
     except RepositoryNotFoundError:
         raise UserError(
-            f"{repo}: the hub has no such repository, or it is private{nearest(repo, HUB.values())}; "
+            f"{repo}: the hub has no such repository, or it is private{nearest(repo, KNOWN)}; "
             f"mend the name in params.yaml, or {LOG_IN}."
         ) from None
     except HFValidationError as error:
-        raise UserError(f"model: {repo!r} is neither a folder that is there nor a hub id ({error}).") from None
+        raise UserError(
+            f"{repo!r} is neither a folder that is there nor a hub id ({error}); mend params.yaml."
+        ) from None
     except RevisionNotFoundError:
         raise UserError(
             f"weights.revision: {repo} has no revision {revision!r}; give a branch, a tag or a full commit hash."
@@ -103,9 +109,11 @@ def _explained(repo: str, revision: str, name: str = "") -> Iterator[None]:
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):
-            raise UserError(f"{repo}: the hub wants to know who asks (status {status}); {LOG_IN}.") from None
+            raise UserError(
+                f"{repo}: the hub refuses the token that was sent, or wants one (status {status}); {LOG_IN}."
+            ) from None
         raise UserError(_unreachable(repo, error)) from None
-    except httpx2.HTTPError as error:
+    except HTTPError as error:
         raise UserError(_unreachable(repo, error)) from None
     except OSError as error:
         if error.errno in REASONS:

@@ -126,12 +126,17 @@ def _load(folder: Path, kind: type[nn.Module]) -> nn.Module:
             f"{folder}: {kind.__name__} could not be loaded ({reason}); the weights are missing, damaged, do not fit "
             "config.json, or hold more than weights; nothing in them was executed. Get them anew."
         ) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise UserError(
-            f"{folder}: the weights do not fit config.json: {len(missing)} are missing, among them {missing[0]!r}; "
-            "get them anew."
-        )
+    # Buffers that older versions saved may be left over; matrices may not.
+    wrong = {
+        "missing": report["missing_keys"],
+        "left over": [k for k in report["unexpected_keys"] if k.endswith("weight")],
+    }
+    for what, keys in wrong.items():
+        if keys:
+            raise UserError(
+                f"{folder}: the weights do not fit config.json: {len(keys)} are {what}, among them {min(keys)!r}; "
+                "get them anew."
+            )
     return module
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 SHIPPED = {"mini": Path("mini/models")}  # with the repository, made by mini/dvc.yaml
 HUB = {name: f"cvssp/{name}" for name in ("audioldm2", "audioldm2-music", "audioldm2-large")}
+KNOWN = (*HUB.values(), "lukewys/laion_clap", "FacebookAI/roberta-base")  # on the hub
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,7 @@ class Suited:
 SUITED = {"mini": Suited(guidance_scale=2.0, learning_rate=1.5e-2)}
 SUITED_OTHERWISE = Suited(guidance_scale=3.5, learning_rate=3e-4)  # the stock pipeline's, the reference DDPO's
 
-LICENCES = {
-    **dict.fromkeys(HUB.values(), "cc-by-nc-sa-4.0"),
-    "emopia": "cc-by-nc-sa-4.0",
-}
+LICENCES = dict.fromkeys(HUB.values(), "cc-by-nc-sa-4.0")  # as the hub names it
 TERMS = {
     **{repo: f"{repo}: CC BY-NC-SA 4.0, for non-commercial use; so are adapters made for it." for repo in HUB.values()},
     "clap": "CLAP checkpoint {repo}: its terms stand at https://huggingface.co/{repo}.",
@@ -44,5 +42,5 @@ def check_name(model: str) -> None:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint at known names that look like `name`, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=3)
+    close = difflib.get_close_matches(name, [k for k in known if k != name], n=3)
     return f"; did you mean {' or '.join(map(repr, close))}" if close else ""
