@@ -81,7 +81,10 @@ def test_a_second_repro_does_nothing_within_seconds(study):
     [
         ({"evaluation__bootstrap": 300}, {"table"}),
         ({"ddpo__clip_range": 0.001}, {"train@clap", "train@emopia", "card@clap", "card@emopia"}),
-        ({"evaluation__eta": 0.0}, {"baseline", "evaluate@clap", "evaluate@emopia", "table"}),
+        (
+            {"evaluation__eta": 0.0},
+            {"baseline", "evaluate@clap", "evaluate@emopia", "table", "card@clap", "card@emopia"},
+        ),
         ({"rewards": ["emopia"]}, {"table"}),
         ({"compute__update_batch": 4}, set()),
         (

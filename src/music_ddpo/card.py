@@ -8,6 +8,7 @@ import re
 import yaml
 from huggingface_hub import ModelCardData
 
+from music_ddpo.evaluation import Estimate
 from music_ddpo.params import Params
 from music_ddpo.prompts import fill
 
@@ -64,7 +65,8 @@ def write(reward: str, params: Params, seed: int, weights: dict, training: dict,
         *_loading(base, weights["revision"] if on_hub else None),
         'pipe.unet = PeftModel.from_pretrained(pipe.unet, "path/to/this/folder")',
         f"audio = pipe({json.dumps(_example(params))}, negative_prompt={json.dumps(params.prompts.negative)}, "
-        f"audio_length_in_s={params.duration:g}, guidance_scale={params.guidance_scale:g}).audios[0]",
+        f"audio_length_in_s={params.duration:g}, num_inference_steps={params.steps}, "
+        f"guidance_scale={params.guidance_scale:g}, eta={params.evaluation.eta:g}).audios[0]",
         "```",
         "",
         "## How it was trained",
@@ -136,9 +138,9 @@ def _scores(reward: str, params: Params, accuracy: dict) -> list[str]:
 
 
 def _score(name: str, which: str, headline: str, before: dict, after: dict) -> str:
-    def interval(entry: dict, key: str, sign: str = "") -> str:
-        value, low, high = (entry[k] for k in (key, f"{key}_low", f"{key}_high"))
-        return f"{value:{sign}.2f} [{low:{sign}.2f}, {high:{sign}.2f}]"
+    def estimate(entry: dict, key: str) -> Estimate:
+        return Estimate(entry[key], entry[f"{key}_low"], entry[f"{key}_high"], entry["clips"])
 
-    cells = (name, which, interval(before, headline), interval(after, headline), interval(after, "gain", "+"))
+    values = (str(estimate(entry, headline)) for entry in (before, after))
+    cells = (name, which, *values, estimate(after, "gain").signed())
     return f"| {' | '.join(cells)} |"

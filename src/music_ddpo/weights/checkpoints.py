@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pickle
 import re
@@ -86,7 +85,7 @@ def take_clap(settings: ClapWeights, target: Path) -> str:
         If the checkpoint's SHA-256 is not the known one; it is not read then.
     """
     checkpoint = hub.file(settings.repo, settings.file)
-    found = hub.digest(checkpoint, hashlib.sha256())
+    found = hub.digest(checkpoint)
     if found != settings.sha256:
         raise UserError(
             f"{settings.file}: SHA-256 is {found[:12]}…, weights.clap.sha256 says {settings.sha256[:12]}…; it was not "
@@ -123,7 +122,7 @@ def take_emopia(place: str, target: Path) -> str:
         states = state_dict(folder / "best.ckpt", "model.", f"{name}/best.ckpt")
         save_file(states, partial / emopia.WEIGHTS)
         shutil.copyfile(folder / emopia.SETTINGS, partial / emopia.SETTINGS)
-        found = hub.digest(folder / "best.ckpt", hashlib.sha256())
+        found = hub.digest(folder / "best.ckpt")
         remove(scratch)
         _check_loads(emopia.Emopia, partial, path, "weights.emopia")
     return f"{path.name} (best.ckpt SHA-256 {found})"
@@ -132,9 +131,7 @@ def take_emopia(place: str, target: Path) -> str:
 def _check_loads(kind: type, folder: Path, source: Path, key: str) -> None:
     try:
         kind.load(folder, torch.device("cpu"))
-    except UserError:
-        raise
-    except Exception as error:
+    except Exception as error:  # a UserError too: it names the folder in the making, which will be gone
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{key}: the weights in {source} do not fit their settings ({reason}).") from error
 

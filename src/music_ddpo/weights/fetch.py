@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -13,20 +12,16 @@ from tqdm import tqdm
 from music_ddpo.errors import UserError
 from music_ddpo.files import whole, write_json
 from music_ddpo.params import WeightParams
+from music_ddpo.weights.hub import digest
 from music_ddpo.weights.registry import HUB, LICENCES, SHIPPED, TERMS
 
 MANIFEST = "manifest.json"  # {file: SHA-256}
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def manifest(folder: Path, parts: Sequence[str] = (".",)) -> dict[str, str]:
     """The SHA-256 of every file below the `parts` of a folder, by path relative to the folder."""
     files = sorted(p for part in parts for p in (folder / part).rglob("*") if p.is_file() and p.name != MANIFEST)
-    return {p.relative_to(folder).as_posix(): sha256(p) for p in tqdm(files, desc="checksums", unit="file")}
+    return {p.relative_to(folder).as_posix(): digest(p) for p in tqdm(files, desc="checksums", unit="file")}
 
 
 def fetch(model: str, settings: WeightParams, rewards: Sequence[str], target: Path) -> dict[str, str]:
@@ -99,7 +94,7 @@ def _copy(source: Path, rewards: Sequence[str], target: Path) -> dict[str, str]:
     reference = json.loads((source / "reference.json").read_text()) if "reference.json" in wanted else {}
     write_json(target / "reference.json", reference)
     write_json(target / MANIFEST, {name: known[name] for name in wanted})
-    revision = hashlib.sha256((source / MANIFEST).read_bytes()).hexdigest()
+    revision = digest(source / MANIFEST)
     return {"revision": f"manifest {revision[:12]}", "license": "unknown"} | dict.fromkeys(rewards, "beside the model")
 
 
@@ -119,7 +114,7 @@ def _read_manifest(source: Path) -> dict[str, str]:
 def _verify(path: Path, expected: str) -> None:
     if not path.is_file():
         raise UserError(f"{path}: this weight file is missing; restore it with `git checkout {path}`.")
-    found = sha256(path)
+    found = digest(path)
     if found != expected:
         raise UserError(
             f"{path}: this weight file is truncated or altered (SHA-256 {found[:12]}…, expected {expected[:12]}…); "

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,9 +59,10 @@ def check(path: Path, repo: str) -> None:
         return
     expected = Path(os.readlink(path)).name
     if re.fullmatch("[0-9a-f]{64}", expected):
-        found = digest(path, hashlib.sha256())
+        found = digest(path)
     elif re.fullmatch("[0-9a-f]{40}", expected):
-        found = digest(path, hashlib.sha1(b"blob %d\0" % path.stat().st_size))  # as git names it
+        header = b"blob %d\0" % path.stat().st_size
+        found = digest(path, lambda: hashlib.sha1(header))  # as git names it
     else:
         return
     if found != expected:
@@ -73,12 +74,10 @@ def check(path: Path, repo: str) -> None:
         )
 
 
-def digest(path: Path, state) -> str:
-    """The hex digest of a file's content, after what `state` has hashed already."""
+def digest(path: Path, start: Callable = hashlib.sha256) -> str:
+    """The hex digest of a file's content, by the hash that `start` begins."""
     with path.open("rb") as content:
-        while chunk := content.read(1 << 20):
-            state.update(chunk)
-    return state.hexdigest()
+        return hashlib.file_digest(content, start).hexdigest()
 
 
 @contextmanager

@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from diffusers import AudioLDM2ProjectionModel, AudioLDM2UNet2DConditionModel, AutoencoderKL
-from diffusers.utils import logging as diffusers_logging
 from torch import nn
 from tqdm import tqdm
 from transformers import ClapModel, GPT2LMHeadModel, SpeechT5HifiGan, T5EncoderModel
-from transformers.utils import logging as transformers_logging
 
 from music_ddpo.errors import UserError
 from music_ddpo.files import write_json
+from music_ddpo.generator import _quieten
 from music_ddpo.weights import hub
 
 INDEX = "model_index.json"
@@ -53,6 +50,7 @@ def take(model: Path | str, revision: str, target: Path) -> str:
     source, found = (model, "local") if isinstance(model, Path) else _download(model, revision)
     index = _read_index(source, str(model))
     target.mkdir(parents=True)
+    _quieten()
     for name in OTHERS:
         _require(source / name, str(model))
         _copy_small(source / name, target / name)
@@ -118,8 +116,7 @@ def _take_model(source: Path, target: Path, kind: type[nn.Module]) -> None:
 def _load(folder: Path, kind: type[nn.Module]) -> nn.Module:
     """A model of a pipeline; `UserError` if weights are missing, damaged, or do not fit the config."""
     try:
-        with _quiet():
-            module, report = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        module, report = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     except Exception as error:  # safetensors, pickle, transformers and diffusers each raise their own
         reason = " ".join(str(error).split())[:300]
         raise UserError(
@@ -138,15 +135,6 @@ def _load(folder: Path, kind: type[nn.Module]) -> nn.Module:
                 "get them anew."
             )
     return module
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The libraries' bars for loading and their tables of keys say nothing that the error does not."""
-    for logging in (diffusers_logging, transformers_logging):
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-    yield
 
 
 def _link(source: Path, target: Path) -> None:
