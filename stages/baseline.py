@@ -7,10 +7,10 @@ from music_ddpo.generator import Generator
 from music_ddpo.params import Params
 from music_ddpo.rewards.base import check_duration
 from music_ddpo.rewards.registry import REWARDS
-from music_ddpo.stage import MODELS, stage, study_seed
+from music_ddpo.stage import MODELS, parallel_stage, study_seed
 
 
-@stage
+@parallel_stage
 def baseline(params: Params) -> None:
     """Writes clips/baseline/."""
     chosen = execution.choose(params.compute)

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import click
 
-from music_ddpo import adapter, clips, execution, scores
+from music_ddpo import adapter, clips, execution, parallel, scores
 from music_ddpo.files import write_json, write_text
 from music_ddpo.generator import Generator
 from music_ddpo.params import Params
-from music_ddpo.stage import MODELS, stage, study_seed
+from music_ddpo.stage import MODELS, parallel_stage, study_seed
 
 
 @click.argument("reward")
-@stage
+@parallel_stage
 def evaluate(params: Params, reward: str) -> None:
     """Writes clips/REWARD/, metrics/evaluate/REWARD.json and metrics/clips/REWARD.csv."""
     chosen = execution.choose(params.compute)
@@ -21,8 +21,9 @@ def evaluate(params: Params, reward: str) -> None:
     folder = Path("clips") / reward
     clips.generate(generator, params, study_seed(), chosen, folder, f"clips after training with {reward}")
     table = scores.score(folder, params, MODELS, chosen.device)
-    write_text(f"metrics/clips/{reward}.csv", table.to_csv(index=False))
-    write_json(f"metrics/evaluate/{reward}.json", scores.summary(table))
+    if parallel.is_main():
+        write_text(f"metrics/clips/{reward}.csv", table.to_csv(index=False))
+        write_json(f"metrics/evaluate/{reward}.json", scores.summary(table))
 
 
 if __name__ == "__main__":

@@ -2,19 +2,20 @@
 
 from pathlib import Path
 
-from music_ddpo import execution, scores
+from music_ddpo import execution, parallel, scores
 from music_ddpo.files import write_json, write_text
 from music_ddpo.params import Params
-from music_ddpo.stage import MODELS, stage
+from music_ddpo.stage import MODELS, parallel_stage
 
 
-@stage
+@parallel_stage
 def score(params: Params) -> None:
     """Writes metrics/baseline.json and metrics/clips/baseline.csv."""
     device = execution.choose(params.compute).device
     table = scores.score(Path("clips/baseline"), params, MODELS, device)
-    write_text("metrics/clips/baseline.csv", table.to_csv(index=False))
-    write_json("metrics/baseline.json", scores.summary(table))
+    if parallel.is_main():
+        write_text("metrics/clips/baseline.csv", table.to_csv(index=False))
+        write_json("metrics/baseline.json", scores.summary(table))
 
 
 if __name__ == "__main__":

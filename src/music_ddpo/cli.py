@@ -34,7 +34,7 @@ class Settings:
     negative: str = ""
     eta: float = 0.0
     compute: ComputeParams = field(
-        default_factory=lambda: ComputeParams(**dict.fromkeys(ComputeParams.model_fields, "auto"))
+        default_factory=lambda: ComputeParams(**dict.fromkeys(ComputeParams.model_fields, "auto") | {"processes": 1})
     )
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 import torch
 from tqdm import tqdm
 
-from music_ddpo import audio
+from music_ddpo import audio, parallel
 from music_ddpo.ddim import make_schedule
 from music_ddpo.errors import UserError
 from music_ddpo.execution import Execution, portions
@@ -33,25 +33,30 @@ def evaluation_prompts(params: Params) -> list[Prompt]:
 def generate(generator: Generator, params: Params, seed: int, execution: Execution, folder: Path, title: str) -> None:
     """Generates the evaluation clips into `folder`.
 
-    Clip i has the same noise whatever adapter the generator carries, which pairs the comparison.
+    Clip i has the same noise whatever adapter the generator carries, which pairs the comparison. Of several processes
+    each generates its part, and the first one writes.
     """
     asked = evaluation_prompts(params)
     texts = list(dict.fromkeys(p.text for p in asked))
     conditioning = generator.encode(texts, params.prompts.negative)
     generator.forget_text_encoders()
+    execution.fit(generator, conditioning, params.duration, params.guidance_scale)
     schedule = make_schedule(generator.scheduler, params.steps, params.evaluation.eta)
-    prompt = torch.tensor([texts.index(p.text) for p in asked])
-    noise = [random_generator(seed, "evaluate", 0, i) for i in range(len(asked))]
-    with tqdm(total=len(asked) * params.steps, unit="step", desc=title) as bar:
+    mine = parallel.own(len(asked))
+    prompt = torch.tensor([texts.index(asked[i].text) for i in mine]).long()
+    noise = [random_generator(seed, "evaluate", 0, i) for i in mine]
+    with tqdm(total=len(mine) * params.steps, unit="step", desc=title, disable=not parallel.is_main()) as bar:
         latents = sample(
-            generator, conditioning, prompt, schedule, noise, params.duration, params.guidance_scale, execution,
-            keep_path=False, progress=bar.update,
+            generator, conditioning, prompt, schedule, noise,
+            params.duration, params.guidance_scale, execution, keep_path=False, progress=bar.update,
         )  # fmt: skip
-    waveforms = decode(generator, latents, params.duration, execution)
-    save(folder, waveforms, generator.sample_rate, asked)
+    waveforms = parallel.gather(list(decode(generator, latents, params.duration, execution)))
+    if parallel.is_main():
+        save(folder, waveforms, generator.sample_rate, asked)
+    parallel.broadcast(None)  # the others wait until the clips are there
 
 
-def save(folder: Path, waveforms: torch.Tensor, sample_rate: int, prompts: list[Prompt]) -> None:
+def save(folder: Path, waveforms: Sequence[torch.Tensor], sample_rate: int, prompts: list[Prompt]) -> None:
     """Writes the clips, 16-bit WAV, and their index; the folder is there whole or not at all."""
     with whole(folder) as partial:
         partial.mkdir()

@@ -139,6 +139,7 @@ class WeightParams(Group):
 
 class ComputeParams(Group):
     device: str
+    processes: int = Field(ge=1)
     precision: Literal["auto", "float32", "bfloat16"]
     sample_batch: Batch
     update_batch: Batch

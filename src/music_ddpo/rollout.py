@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from music_ddpo.ddim import Schedule, mean_and_std
-from music_ddpo.execution import Execution, portions
+from music_ddpo.execution import Execution
 from music_ddpo.generator import Conditioning, Generator
 
 
@@ -33,7 +33,7 @@ def sample(
     prompt
         Which prompt each clip is for, int64 [clips].
     noise
-        One generator a clip: its initial latents come first, then the noise of each step.
+        One generator a clip, left as it is: its initial latents come first, then the noise of each step.
     duration
         Of a clip, in seconds.
     keep_path
@@ -46,26 +46,41 @@ def sample(
     float32 on the CPU, [clips, steps + 1, channels, time, frequency], or without the second axis.
     """
     shape = generator.latent_shape(duration)
-    done = []
-    for part in portions(len(prompt), execution.sample_batch):
+    on_gpu = generator.device.type == "cuda"
+    done = torch.empty(len(prompt), len(schedule) + 1, *shape) if keep_path else torch.empty(len(prompt), *shape)
+
+    def denoise(part: slice) -> None:
         rows = conditioning.rows(prompt[part])
-        latents = torch.stack([torch.randn(shape, generator=g) for g in noise[part]]).to(generator.device)
-        path = [latents.cpu()]
+        sources = [g.clone_state() for g in noise[part]]  # where memory runs out, they are needed again
+
+        def draw() -> torch.Tensor:
+            return torch.stack([torch.randn(shape, generator=g) for g in sources]).to(generator.device)
+
+        latents = draw()
+        # Pinned, so that a copy to it does not hold up the next step; steps first, so that each copy is one piece.
+        path = torch.empty(len(schedule) + 1 if keep_path else 0, *latents.shape, pin_memory=on_gpu)
         for step in range(len(schedule)):
+            if keep_path:
+                path[step].copy_(latents, non_blocking=True)
             index = torch.full((len(latents),), step)
             predicted = generator.predict_noise(latents, schedule.timesteps[index], rows, guidance_scale)
             latents, std = mean_and_std(schedule, index, latents, predicted)
             if schedule.std[step] > 0:
-                fresh = torch.stack([torch.randn(shape, generator=g) for g in noise[part]])
-                latents = latents + std * fresh.to(generator.device)
-            if keep_path:
-                path.append(latents.cpu())
+                latents = latents + std * draw()
             progress(len(latents))
-        done.append(torch.stack(path, 1) if keep_path else latents.cpu())
-    return torch.cat(done)
+        last = latents.cpu()  # waits for the copies, too
+        if keep_path:
+            path[-1] = last
+            done[part] = path.transpose(0, 1)
+        else:
+            done[part] = last
+
+    execution.each("sample_batch", len(prompt), denoise)
+    return done
 
 
 def decode(generator: Generator, latents: torch.Tensor, duration: float, execution: Execution) -> torch.Tensor:
     """Waveforms float32 [clips, samples] from x_0 [clips, channels, time, frequency]."""
-    parts = portions(len(latents), execution.decode_batch)
-    return torch.cat([generator.decode(latents[part], duration) for part in parts])
+    done = []
+    execution.each("decode_batch", len(latents), lambda part: done.append(generator.decode(latents[part], duration)))
+    return torch.cat(done) if done else torch.empty(0, 0)

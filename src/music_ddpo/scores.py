@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from music_ddpo import clips
+from music_ddpo import clips, parallel
 from music_ddpo.params import Params
 from music_ddpo.prompts import Prompt
 from music_ddpo.rewards.base import Reward, load_reward, reward_class
@@ -17,6 +17,8 @@ from music_ddpo.rewards.registry import HELD_OUT, REWARDS
 
 def score(folder: Path, params: Params, models: Path, device: torch.device) -> pd.DataFrame:
     """Every clip of a folder, judged by every reward and the held-out judge: the index, with their columns beside it.
+
+    Of several processes each hears its part, and all get the table.
 
     The columns of judge `j` are `j_predicted` (a quadrant, or "none"), `j_correct` (0 or 1), `j_value`,
     `j_similarity` where it has one, and what else it tells.
@@ -31,9 +33,11 @@ def score(folder: Path, params: Params, models: Path, device: torch.device) -> p
 
 def _judge(judge: Reward, folder: Path, names: list[str], prompts: list[Prompt]) -> pd.DataFrame:
     rows = []
-    with tqdm(total=len(names), unit="clip", desc=f"{judge.name} listens to {folder.name}") as bar:
-        for part, waveforms, sample_rate in clips.waveforms(folder, names):
-            heard = judge.score(waveforms, sample_rate, prompts[part])
+    mine = parallel.own(len(names))
+    title = f"{judge.name} listens to {folder.name}"
+    with tqdm(total=len(mine), unit="clip", desc=title, disable=not parallel.is_main()) as bar:
+        for part, waveforms, sample_rate in clips.waveforms(folder, [names[i] for i in mine]):
+            heard = judge.score(waveforms, sample_rate, [prompts[i] for i in mine[part]])
             columns = {"predicted": [p or "none" for p in heard.predicted], "correct": heard.correct.int().tolist()}
             columns["value"] = heard.value.tolist()
             if heard.similarity is not None:
@@ -41,7 +45,7 @@ def _judge(judge: Reward, folder: Path, names: list[str], prompts: list[Prompt])
             columns |= {key: x.tolist() for key, x in heard.details.items()}
             rows.append(pd.DataFrame(columns))
             bar.update(len(waveforms))
-    return pd.concat(rows, ignore_index=True).add_prefix(f"{judge.name}_").round(6)
+    return pd.concat(parallel.gather(rows), ignore_index=True).add_prefix(f"{judge.name}_").round(6)
 
 
 def judges(table: pd.DataFrame) -> list[str]:

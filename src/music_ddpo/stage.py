@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import resource
 import sys
@@ -15,8 +16,10 @@ from pathlib import Path
 import click
 from huggingface_hub import constants
 
+from music_ddpo import interruption
 from music_ddpo.errors import UserError
 from music_ddpo.files import write_json
+from music_ddpo.interruption import Interrupted
 from music_ddpo.params import load
 
 MODELS = Path("models")
@@ -27,24 +30,57 @@ def stage(function: Callable[..., None]) -> click.Command:
     """Makes a click command of `function(params, ...)`, run from the project's folder.
 
     It writes what the run cost to metrics/cost/<name>.json, and turns a `UserError` into one line on
-    standard error and exit code 1.
+    standard error and exit code 1, SIGTERM and SIGUSR1 into one line and exit code 128 + signal.
     """
+    return _command(function, in_parallel=False)
 
+
+def parallel_stage(function: Callable[..., None]) -> click.Command:
+    """The same, for a stage that shares its work among `compute.processes` processes, of which the first one writes."""
+    return _command(function, in_parallel=True)
+
+
+def _command(function: Callable[..., None], in_parallel: bool) -> click.Command:
     @wraps(function)
     def run(**arguments: str) -> None:
         warnings.showwarning = _one_line
+        interruption.watch()
         started = time.perf_counter()
         name = "-".join([function.__name__.strip("_"), *arguments.values()])
         constants.HF_HUB_OFFLINE |= name != "fetch"  # the one stage that may need the hub
         try:
             params = load()
+            if in_parallel:
+                from music_ddpo import parallel  # late, for it needs torch
+
+                if params.compute.processes > 1 and not parallel.launched():
+                    sys.exit(parallel.launch(params.compute.processes, params.compute.device))
+                parallel.join(params.compute.device)
             function(params, **arguments)
-            write_json(f"metrics/cost/{name}.json", _cost(started))
+            cost = _cost(started)
+            if cost:
+                write_json(f"metrics/cost/{name}.json", cost)
+            if in_parallel:
+                parallel.leave()
         except UserError as error:
-            click.echo(f"Error: {error}", err=True)
+            _tell(error)
             sys.exit(1)
+        except Interrupted as error:
+            if os.environ.get("RANK", "0") == "0":
+                click.echo(f"{name}: {error}", err=True)
+            sys.exit(128 + error.number)
 
     return click.command(help=function.__doc__)(run)
+
+
+def _tell(error: UserError) -> None:
+    """On standard error; one of many processes tells the process that started it, which speaks for all."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)
+    else:
+        click.echo(f"Error: {error}", err=True)
 
 
 def earlier(path: Path | str) -> Path:
@@ -79,14 +115,16 @@ def _one_line(message, category, filename, lineno, file=None, line=None) -> None
         click.echo(f"Warning: {message}", err=True)
 
 
-def _cost(started: float) -> dict[str, float]:
+def _cost(started: float) -> dict[str, float] | None:
+    """Seconds, and the peak memory of the process that took most; only the first of several processes has it."""
     import torch  # late: `seed` and errors in params.yaml need not wait for it
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    cost = {
-        "seconds": round(time.perf_counter() - started, 1),
-        "peak_memory_gb": round(peak * (1 if platform.system() == "Darwin" else 1024) / 1e9, 2),
-    }
+    from music_ddpo import parallel
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+    peaks = parallel.gather([(peak, torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)])
+    memory, gpu_memory = (max(values) for values in zip(*peaks, strict=True))
+    cost = {"seconds": round(time.perf_counter() - started, 1), "peak_memory_gb": round(memory / 1e9, 2)}
     if torch.cuda.is_available():
-        cost["peak_gpu_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
-    return cost
+        cost["peak_gpu_memory_gb"] = round(gpu_memory / 1e9, 2)
+    return cost if parallel.is_main() else None
