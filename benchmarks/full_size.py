@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from diffusers import AudioLDM2Pipeline, AudioLDM2UNet2DConditionModel, AutoencoderKL, DDIMScheduler
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
@@ -16,7 +18,17 @@ TEXT_PARTS = (
 GPT2_TOKENS, GPT2_WIDTH, T5_WIDTH = 8, 768, 1024
 
 
-def full_size(device: torch.device, dtype: torch.dtype = torch.float32) -> Generator:
+class FullSize(Generator):
+    """Without text towers: what they would say of a prompt is random, too."""
+
+    def encode(self, texts: Sequence[str], negative: str) -> Conditioning:
+        return conditioning(self, len(texts))
+
+    def forget_text_encoders(self) -> None:
+        pass
+
+
+def full_size(device: torch.device, dtype: torch.dtype = torch.float32) -> FullSize:
     """The UNet, VAE and vocoder of the base models (cvssp/audioldm2-music among them), without the text towers.
 
     The configs are those of diffusers' scripts/convert_original_audioldm2_to_diffusers.py, the weights the libraries'
@@ -64,7 +76,7 @@ def full_size(device: torch.device, dtype: torch.dtype = torch.float32) -> Gener
     )  # fmt: skip
     absent = dict.fromkeys(TEXT_PARTS)
     pipeline = AudioLDM2Pipeline(unet=unet, vae=vae, vocoder=vocoder, scheduler=scheduler, **absent)
-    return Generator(pipeline, device, dtype)
+    return FullSize(pipeline, device, dtype)
 
 
 def conditioning(generator: Generator, prompts: int, tokens: int = 20) -> Conditioning:

@@ -16,6 +16,8 @@ from huggingface_hub import constants
 
 from music_ddpo.params import WeightParams
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at a time, and would fight for the cores
+
 PROJECT = Path(__file__).parent.parent
 MINI = PROJECT / "mini" / "models"
 MUSIC = "cvssp/audioldm2-music"
@@ -32,6 +34,10 @@ SMALL = {
     "evaluation.bootstrap": 200,
 }
 
+# Three clips a minibatch, which two processes cannot share evenly.
+SPLIT = {"ddpo__trajectories_per_epoch": 12, "ddpo__updates_per_epoch": 4, "ddpo__learning_rate": 0.001}
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
 
 def params_with(**changes) -> dict:
     """The shipped params.yaml, small, with `changes` (double underscores for dots)."""
@@ -43,6 +49,11 @@ def params_with(**changes) -> dict:
             group = group[name]
         group[last] = value
     return content
+
+
+def set_params(folder: Path, **changes) -> None:
+    """Writes small params, with `changes`, for the CPU."""
+    (folder / "params.yaml").write_text(yaml.safe_dump(params_with(compute__device="cpu", **changes)))
 
 
 def run(folder: Path, *command: str, env: dict[str, str] | None = None, **options) -> subprocess.CompletedProcess:
@@ -72,14 +83,52 @@ def copy_of_project(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A copy of the project, with its weights fetched and its seed settled, to run stages in."""
-    folder = copy_of_project(tmp_path / "project")
+@pytest.fixture(scope="session")
+def fetched(tmp_path_factory) -> Path:
+    """A copy of the project, with its weights fetched and its seed settled; read only."""
+    folder = copy_of_project(tmp_path_factory.mktemp("fetched") / "project")
     for stage in ("seed", "fetch"):
         done = run(folder, "python", f"stages/{stage}.py")
         assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture
+def project(fetched: Path, tmp_path: Path) -> Path:
+    """The same, to run stages in."""
+    return shutil.copytree(fetched, tmp_path / "project")
+
+
+@pytest.fixture
+def stages(fetched: Path, tmp_path: Path) -> Path:
+    """The same without what stages do not need, and without results of earlier ones."""
+    return bare_copy(fetched, tmp_path / "project")
+
+
+def bare_copy(project: Path, folder: Path) -> Path:
+    return shutil.copytree(project, folder, ignore=shutil.ignore_patterns("mini", ".git", "clips", "plots", "adapters"))
+
+
+@pytest.fixture(scope="session")
+def by_two(fetched: Path, tmp_path_factory) -> Path:
+    """A project in which two processes have trained, and what they said in the file `said`; read only."""
+    folder = bare_copy(fetched, tmp_path_factory.mktemp("by_two") / "project")
+    set_params(folder, **SPLIT, compute__processes=2)
+    done = run(folder, "python", "stages/train.py", "emopia", env=ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    (folder / "said").write_text(done.stderr)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models():
+    """The embedded generator and a reward, to be copied."""
+    import torch
+
+    from music_ddpo.generator import Generator
+    from music_ddpo.rewards.base import load_reward
+
+    return Generator.load(MINI / "pipeline", torch.device("cpu")), load_reward("emopia", MINI, torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")

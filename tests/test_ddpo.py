@@ -1,5 +1,6 @@
 """DDPO on a policy small enough to check by hand: advantages, the clipped objective, its gradient, learning."""
 
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import nn
 from music_ddpo import params
 from music_ddpo.ddim import make_schedule
 from music_ddpo.ddpo import ETA, Policy, advantages, surrogate, update
+from music_ddpo.errors import UserError
 from music_ddpo.execution import Execution
 from music_ddpo.generator import Conditioning
 from music_ddpo.params import DDPOParams
@@ -236,6 +238,25 @@ def test_the_importance_ratio_starts_at_exactly_one(generator, update_batch, dty
     assert learnt["gradient_norm"] > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("update_batch", [1, 3, 8, 64])
+@pytest.mark.parametrize("generator", [TinyGenerator, UnsteadyGenerator])
+def test_every_ratio_of_a_round_is_exactly_one_while_the_weights_stay(generator, update_batch, dtype):
+    generator = generator(dtype)
+    policy, paths, prompt = round_of(generator, steps=5)
+    optimizer = Recorder(generator.unet.parameters())
+
+    learnt = update(
+        policy, optimizer, paths, prompt, some_advantages(), range(1, 5),
+        ddpo_params(updates_per_epoch=4, clip_range=1e-12), execution(update_batch),
+    )  # fmt: skip
+
+    assert len(optimizer.gradients) == 4
+    assert learnt["ratio_error"] == 0.0
+    assert learnt["clip_fraction"] == 0.0
+    assert learnt["kl"] == 0.0
+
+
 def test_later_updates_of_a_round_are_measured_against_the_policy_that_sampled():
     generator = TinyGenerator()
     policy, paths, prompt = round_of(generator, steps=5)
@@ -309,6 +330,82 @@ def test_the_gradients_norm_is_clipped():
     norm = torch.cat([g.flatten() for g in optimizer.gradients[0]]).norm().item()
     assert norm == pytest.approx(0.01, rel=1e-3)
     assert learnt["gradient_norm"] > 0.02  # what it was before
+
+
+class FullMemory:
+    """Mixed into a generator: memory runs out in the calls whose numbers are given, counted from 0."""
+
+    runs_out: frozenset[int] = frozenset()
+    calls = 0
+
+    def predict_noise(self, *arguments):
+        self.calls += 1
+        if self.calls - 1 in self.runs_out:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return super().predict_noise(*arguments)
+
+
+def two_rounds(generator: TinyGenerator, update_batch: int, runs_out: tuple[int, ...], halvings: int):
+    """The weights after two rounds of four updates, in the second of which memory runs out, and what it learnt."""
+    optimizer = torch.optim.AdamW(generator.unet.parameters(), lr=0.05)
+    settings = ddpo_params(updates_per_epoch=4)
+    policy, paths, prompt = round_of(generator, steps=6)
+    update(policy, optimizer, paths, prompt, some_advantages(), range(6), settings, execution(4))
+    policy, paths, prompt = round_of(generator, steps=6, epoch=1)
+    chosen = execution(update_batch)
+    generator.calls, generator.runs_out = 0, frozenset(runs_out)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        learnt = update(policy, optimizer, paths, prompt, some_advantages(), range(6), settings, chosen)
+    assert len(warned) == halvings
+    for i, warning in enumerate(warned):
+        assert f"compute.update_batch {update_batch >> i + 1} instead of {update_batch >> i}" in str(warning.message)
+    assert chosen.update_batch == update_batch >> halvings
+    assert learnt["ratio_error"] == 0.0
+    assert learnt["clip_fraction"] > 0
+    return nn.utils.parameters_to_vector(generator.unet.parameters()).detach(), learnt
+
+
+# A minibatch is 2 clips of 6 steps: 1, 2, 3 or 6 portions. So are the calls: 1 of the first minibatch and all of the
+# three others remembered, then all of the four.
+@pytest.mark.parametrize(
+    ("update_batch", "runs_out"),
+    [
+        (8, [0]),  # nothing is done yet
+        (8, [6]),  # all is remembered but the last portion
+        (8, [8]),  # within the first minibatch
+        (8, [9]),  # one optimizer step is done
+        (8, [14]),  # the last call of all
+        (16, [0, 1]),
+        (16, [5, 6]),
+        (16, [5, 6 + 7 + 2]),  # each time an optimizer step is done
+    ],
+)
+@pytest.mark.parametrize("unsteady", [False, True])
+def test_a_round_in_which_memory_runs_out_learns_as_with_smaller_portions(unsteady, update_batch, runs_out):
+    generator = type("Full", (FullMemory, UnsteadyGenerator if unsteady else TinyGenerator), {})
+    halvings = len(runs_out)
+    weights, learnt = two_rounds(generator(), update_batch, tuple(runs_out), halvings)
+    expected_weights, expected = two_rounds(generator(), update_batch >> halvings, (), 0)
+    assert torch.equal(weights, expected_weights)
+    assert learnt == expected
+
+
+def test_memory_that_is_full_with_one_pair_gives_an_error_that_names_the_key():
+    generator = type("Full", (FullMemory, TinyGenerator), {})()
+    policy, paths, prompt = round_of(generator, steps=2)
+    generator.calls, generator.runs_out = 0, frozenset([0, 1])
+    optimizer = Recorder(generator.unet.parameters())
+    with pytest.warns(UserWarning, match="going on"), pytest.raises(UserError, match=r"^compute\.update_batch: "):
+        update(policy, optimizer, paths, prompt, some_advantages(), range(2), ddpo_params(), execution(2))
+
+
+def test_another_error_is_not_taken_for_full_memory():
+    generator = TinyGenerator()
+    policy, paths, prompt = round_of(generator, steps=2)
+    optimizer = Recorder(generator.unet.parameters())
+    with pytest.raises(RuntimeError):
+        update(policy, optimizer, paths[..., :1], prompt, some_advantages(), range(2), ddpo_params(), execution(2))
 
 
 def test_the_micro_batch_does_not_change_what_is_learnt():

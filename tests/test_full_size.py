@@ -36,7 +36,7 @@ def work() -> dict:
     """Builds the models, then samples, updates and decodes one clip: what came of it, and what it took."""
     sys.path.append(str(PROJECT / "benchmarks"))
     from full_size import conditioning, full_size
-    from memory import peak
+    from growth import peak
 
     params = parse(
         params_with(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import time
+from contextlib import suppress
 
 import pytest
 import yaml
@@ -115,6 +118,39 @@ def test_an_experiment_with_another_duration_makes_clips_of_that_duration(study)
         assert difference["params.yaml"]["duration"] == {"old": 5, "new": 10, "diff": 5}
         assert json.loads(run(study, "dvc", "metrics", "diff", "--json").stdout)
         assert run(study, "dvc", "plots", "diff").returncode == 0
+    finally:
+        run(study, "git", "checkout", "--", ".")
+        run(study, "dvc", "checkout")
+
+
+def test_four_queued_experiments_share_the_weights_and_give_what_single_runs_give(study):
+    one_thread = {"OMP_NUM_THREADS": "1"}  # two at a time would fight for the cores, and the bits depend on it
+    knobs = {f"queued-{seed}": ("-S", f"seed={seed}", "-S", "rewards=[emopia]") for seed in (1, 2, 3, 4)}
+    for name, knob in knobs.items():
+        queued = run(study, "dvc", "exp", "run", "--queue", "-n", name, *knob)
+        assert queued.returncode == 0, queued.stderr
+    # Not with `run`, which would wait for the workers: what is captured, they inherit.
+    silence = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(["dvc", "queue", "start", "-j", "2"], cwd=study, env=os.environ | one_thread, check=True, **silence)
+
+    shared, copied, ended = set(), set(), {}
+    deadline = time.monotonic() + 300
+    while set(ended) != set(knobs) and time.monotonic() < deadline:
+        for path in (study / ".dvc" / "tmp" / "exps").glob("*/models/pipeline/unet/*.safetensors"):
+            with suppress(FileNotFoundError):  # an experiment that has ended takes its folder away
+                (shared if path.is_symlink() or path.stat().st_nlink > 1 else copied).add(path.parts[-5])
+        ended = {p.name: p.read_text().strip() for p in (study / ".git/refs/exps").rglob("queued-?")}
+        time.sleep(0.05)
+    assert set(ended) == set(knobs), run(study, "dvc", "queue", "status").stdout
+    assert not copied
+    assert len(shared) == 4
+
+    try:
+        for name in ("queued-1", "queued-4"):
+            single = run(study, "dvc", "exp", "run", *knobs[name], env=one_thread)
+            assert single.returncode == 0, single.stderr
+            for path in ("metrics/clips/emopia.csv", "metrics/train/emopia.json", "plots/train/emopia.csv"):
+                assert (study / path).read_text() == run(study, "git", "show", f"{ended[name]}:{path}").stdout
     finally:
         run(study, "git", "checkout", "--", ".")
         run(study, "dvc", "checkout")

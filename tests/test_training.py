@@ -41,6 +41,15 @@ def test_the_ratio_is_exactly_one_at_every_rounds_first_update(tmp_path, dtype):
     assert all(e.gradient_norm > 0 for e in epochs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_ratio_is_exactly_one_while_the_weights_stay(tmp_path, dtype):
+    still = {"ddpo__learning_rate": 1e-300, "ddpo__updates_per_epoch": 4, "ddpo__clip_range": 1e-12}  # 0 in float32
+    weights, epochs = train(tmp_path / "checkpoint", replace(CHOSEN, dtype=dtype, update_batch=5), **still)
+    assert not any(b.any() for b in weights[1::2])
+    assert [(e.ratio_error, e.clip_fraction, e.kl) for e in epochs] == [(0.0, 0.0, 0.0)] * 2
+    assert all(e.gradient_norm > 0 for e in epochs)
+
+
 def test_update_batches_of_one_and_eight_pairs_give_the_same_adapter(tmp_path):
     # The learning rate is the size of AdamW's first step, so it is what the tolerances below are measured against.
     one_update = {"ddpo__epochs": 1, "ddpo__updates_per_epoch": 1, "ddpo__learning_rate": 0.003}

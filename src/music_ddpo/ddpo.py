@@ -269,7 +269,7 @@ def _put(state: dict[str, Any], parameters: list[nn.Parameter], optimizer: torch
     with torch.no_grad():
         for parameter, saved in zip(parameters, state["parameters"], strict=True):
             parameter.copy_(saved)
-    optimizer.load_state_dict(state["optimizer"])
+    optimizer.load_state_dict(deepcopy(state["optimizer"]))  # it keeps the very tensors, and changes them in place
 
 
 def train(

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1: what a scheduler sends before it takes the machine away."""
+"""SIGTERM and SIGUSR1, which a scheduler sends before it takes the machine away, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
-class Interrupted(Exception):  # noqa: N818 (nothing is wrong)
-    """A signal asks to stop. What has to be kept is kept."""
+class Interrupted(BaseException):
+    """A signal asks to stop. As `KeyboardInterrupt`, it is no error that somebody on the way might handle."""
 
     def __init__(self, number: int, kept: str = ""):
         self.number = number
-        self.kept = kept
-        super().__init__(f"stopped by {signal.Signals(number).name}; {kept or 'nothing half-done is left'}")
+        name = signal.Signals(number).name
+        super().__init__(f"stopped by {name}; {kept or 'nothing half-done is left'}")
 
 
 _noted: int | None = None
@@ -34,6 +34,12 @@ def watch() -> None:
     """From now on the signals raise `Interrupted`, once."""
     for number in SIGNALS:
         signal.signal(number, _handle)
+
+
+def ignore() -> None:
+    """From now on the signals do nothing: the work is done, or has failed, and the process is about to end."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

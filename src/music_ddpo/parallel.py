@@ -5,24 +5,27 @@ Every function here gives in a single process what it gives in many, without tal
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object, reduce
+from accelerate.utils import broadcast_object_list, gather_object, patch_environment, reduce
 from torch import nn
 from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from music_ddpo.errors import UserError
-from music_ddpo.interruption import Interrupted
+from music_ddpo.interruption import SIGNALS, Interrupted
 
 GRACE = 120  # seconds that processes get, once a signal has come, to make a checkpoint
 
@@ -39,7 +42,8 @@ def launched() -> bool:
 def join(device: str) -> None:
     """Meets the other processes, if there are any; to be called first in each, with params.yaml's device."""
     if launched():
-        PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+        with warnings.catch_warnings(action="ignore"):  # of threads that it sets where OMP_NUM_THREADS does not
+            PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
 
 
 def leave() -> None:
@@ -132,13 +136,15 @@ def _collective(operation: Callable, *arguments) -> Any:
         ) from error
 
 
-def launch(processes: int, device: str) -> int:
-    """Runs this very script in several processes; the exit code to end with.
+def launch(processes: int, device: str) -> None:
+    """Runs this very script in several processes, on this machine.
 
     Raises
     ------
     UserError
         What the process that failed first had to say, once the others are stopped.
+    Interrupted
+        Once a signal has stopped them, with what they kept.
     """
     on_gpu = device != "cpu" and torch.cuda.is_available()
     if device not in ("auto", "cpu", "cuda"):
@@ -148,40 +154,49 @@ def launch(processes: int, device: str) -> int:
             f"compute.processes: {processes} were asked for, but this machine has {torch.cuda.device_count()} CUDA "
             "device(s), and each process needs one."
         )
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    threads = os.environ.get("OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // processes))
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id="music-ddpo", max_restarts=0,
         rdzv_backend="c10d", rdzv_endpoint="localhost:0", shutdown_timeout=GRACE,
-        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+        signals_to_handle=",".join(s.name for s in SIGNALS),
     )  # fmt: skip
     logging.disable(logging.CRITICAL)  # what the launcher has to say is said below, in one line
-    with tempfile.TemporaryDirectory() as logs:
+    with tempfile.TemporaryDirectory() as logs, patch_environment(MUSIC_DDPO_LAUNCHER=1, OMP_NUM_THREADS=threads):
         config.logs_specs = DefaultLogsSpecs(log_dir=logs)
         try:
             elastic_launch(config, sys.executable)(*sys.argv)
         except SignalException as error:
-            return 128 + error.sigval
+            kept = [_said(json.loads(p.read_text())["message"]) for p in sorted(Path(logs).rglob("error.json"))]
+            raise Interrupted(error.sigval, next((text for kind, text in kept if kind is Interrupted), "")) from None
         except ChildFailedError as error:
-            return _explain(error.failures, processes)
-    return 0
+            _explain(error.failures, processes)
 
 
-def _explain(failures: dict[int, ProcessFailure], processes: int) -> int:
-    """Raises what the first failure says; or the exit code, where it was a clean end upon a signal."""
+def _said(message: dict[str, Any] | str) -> tuple[type[BaseException] | None, str]:
+    """What a process has left in its error file: the kind, if it is ours, and the text (or what a stop has kept)."""
+    told = message["message"] if isinstance(message, dict) else ""
+    kind, _, text = told.partition(": ")
+    ours = {k.__name__: k for k in (UserError, ConnectionLostError, Interrupted)}
+    return ours.get(kind), text.partition("; ")[2] if kind == Interrupted.__name__ else text
 
-    def told(failure: ProcessFailure) -> str:  # in the error file it is nested
-        return failure.message["message"] if isinstance(failure.message, dict) else failure.message
 
-    causes = {r: f for r, f in failures.items() if not told(f).startswith(ConnectionLostError.__name__)} or failures
-    number, first = min(causes.items(), key=lambda item: item[1].timestamp)
-    if isinstance(first.message, dict):
-        raise UserError(told(first).partition(": ")[2])
-    if first.exitcode > 128:
-        return first.exitcode
-    which = f"process {number + 1} of {processes}"
+def _explain(failures: dict[int, ProcessFailure], processes: int) -> None:
+    """Raises what the first failure says that has a cause of its own."""
+    follows = (ConnectionLostError, Interrupted)  # from another process's end; the latter may come by itself, too
+    said = {rank: _said(failure.message)[0] for rank, failure in failures.items()}
+    number = min(failures, key=lambda rank: (said[rank] in follows, said[rank] is follows[0], failures[rank].timestamp))
+    first = failures[number]
+    kind, text = _said(first.message)
+    if kind is Interrupted:
+        raise Interrupted(first.exitcode - 128, text)
+    if kind is not None:
+        raise UserError(text)
     if first.exitcode < 0:
         name = signal.Signals(-first.exitcode).name
         reason = f"was killed by {name}" + (", as the system does when memory is full" if name == "SIGKILL" else "")
     else:
         reason = f"ended with exit code {first.exitcode}; what it said is above"
-    raise UserError(f"{which} {reason}. The others are stopped; run again to go on from the last checkpoint.")
+    raise UserError(
+        f"process {number + 1} of {processes} {reason}. The others are stopped; run again to go on from the last "
+        "checkpoint."
+    )

@@ -30,7 +30,7 @@ def stage(function: Callable[..., None]) -> click.Command:
     """Makes a click command of `function(params, ...)`, run from the project's folder.
 
     It writes what the run cost to metrics/cost/<name>.json, and turns a `UserError` into one line on
-    standard error and exit code 1, SIGTERM and SIGUSR1 into one line and exit code 128 + signal.
+    standard error and exit code 1, a signal to stop into one line and exit code 128 + its number.
     """
     return _command(function, in_parallel=False)
 
@@ -54,7 +54,7 @@ def _command(function: Callable[..., None], in_parallel: bool) -> click.Command:
                 from music_ddpo import parallel  # late, for it needs torch
 
                 if params.compute.processes > 1 and not parallel.launched():
-                    sys.exit(parallel.launch(params.compute.processes, params.compute.device))
+                    return parallel.launch(params.compute.processes, params.compute.device)
                 parallel.join(params.compute.device)
             function(params, **arguments)
             cost = _cost(started)
@@ -62,25 +62,23 @@ def _command(function: Callable[..., None], in_parallel: bool) -> click.Command:
                 write_json(f"metrics/cost/{name}.json", cost)
             if in_parallel:
                 parallel.leave()
-        except UserError as error:
-            _tell(error)
-            sys.exit(1)
-        except Interrupted as error:
-            if os.environ.get("RANK", "0") == "0":
-                click.echo(f"{name}: {error}", err=True)
-            sys.exit(128 + error.number)
+        except (UserError, Interrupted) as error:
+            interruption.ignore()
+            _tell(name, error)
+            sys.exit(128 + error.number if isinstance(error, Interrupted) else 1)
+        interruption.ignore()
 
     return click.command(help=function.__doc__)(run)
 
 
-def _tell(error: UserError) -> None:
-    """On standard error; one of many processes tells the process that started it, which speaks for all."""
-    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+def _tell(name: str, error: UserError | Interrupted) -> None:
+    """On standard error; one of the processes that `parallel.launch` started tells that one, which speaks for all."""
+    if "MUSIC_DDPO_LAUNCHER" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
         get_error_handler().record_exception(error)
     else:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"{name}: {error}" if isinstance(error, Interrupted) else f"Error: {error}", err=True)
 
 
 def earlier(path: Path | str) -> Path:

@@ -1,0 +1,67 @@
+"""Stages in one process or in several that know each other, started in a moment: all is imported once and forked."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["pandas", "music_ddpo.parallel", "music_ddpo.ddpo", "music_ddpo.scores"])
+DEADLINE = 120  # seconds
+
+
+@dataclass
+class Ended:
+    """How a process ended, and what it said."""
+
+    code: int
+    stderr: str
+
+
+def run_stage(folder: Path, *command: str, processes: int = 1, first: Callable = int, given: tuple = ()) -> list[Ended]:
+    """Runs a stage as the launcher's workers do, with one thread in each; how each of them ended.
+
+    `first(*given)` is called in each of them before.
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    said = [folder / f".stderr-{rank}" for rank in range(processes)]
+    workers = [
+        FORKS.Process(target=_work, args=(rank, processes, port, folder, said[rank], command, first, given))
+        for rank in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(DEADLINE)
+        worker.kill()
+        worker.join()
+    return [Ended(worker.exitcode, path.read_text()) for worker, path in zip(workers, said, strict=True)]
+
+
+def succeed(folder: Path, *command: str, processes: int = 1) -> None:
+    """Runs a stage that must succeed."""
+    ends = run_stage(folder, *command, processes=processes)
+    assert [end.code for end in ends] == [0] * processes, "".join(end.stderr for end in ends)
+
+
+def _work(rank, processes, port, folder, said, command, first, given) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    os.environ |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    os.chdir(folder)
+    with said.open("w") as file:
+        os.dup2(file.fileno(), 2)
+        sys.stderr = file
+        first(*given)
+        sys.argv = [f"stages/{command[0]}.py", *command[1:]]
+        runpy.run_path(sys.argv[0], run_name="__main__")
