@@ -1,9 +1,9 @@
-# `make repro` runs the study, `make test` the tests; both set up .venv first.
+# `make repro` runs the study, `make test` the tests, `make bench` the measurements; all set up .venv first.
 
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro test lint clean
+.PHONY: repro test bench lint clean
 
 repro: $(VENV)/ready
 	dvc repro
@@ -12,6 +12,10 @@ repro: $(VENV)/ready
 
 test: $(VENV)/ready
 	pytest
+
+bench: $(VENV)/ready
+	python benchmarks/speed.py --profile
+	python benchmarks/growth.py
 
 lint: $(VENV)/ready
 	ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,12 @@ def params_with(**changes) -> dict:
 def set_params(folder: Path, **changes) -> None:
     """Writes small params, with `changes`, for the CPU."""
     (folder / "params.yaml").write_text(yaml.safe_dump(params_with(compute__device="cpu", **changes)))
+
+
+def python_in(markdown: str) -> str:
+    """The only block of Python in it."""
+    (lines,) = re.findall(r"```python\n(.*?)```", markdown, re.DOTALL)
+    return lines
 
 
 def run(folder: Path, *command: str, env: dict[str, str] | None = None, **options) -> subprocess.CompletedProcess:

@@ -104,3 +104,46 @@ def test_the_full_size_models_sample_update_and_decode_on_a_cpu_within_8_gb():
 
 if __name__ == "__main__":
     print(json.dumps(work()))
+
+
+def test_in_bfloat16_the_update_starts_at_ratio_one_and_its_gradient_is_that_of_float32():
+    sys.path.append(str(PROJECT / "benchmarks"))
+    from full_size import conditioning, full_size
+
+    settings = {"duration": 5, "steps": 3, "guidance_scale": 3.5, "ddpo__updates_per_epoch": 1}
+    params = parse(params_with(**settings, compute__device="cpu"))
+    prompt, advantage, gradients, paths = torch.zeros(1, dtype=torch.long), torch.ones(1), [], None
+    for dtype in (torch.bfloat16, torch.float32):
+        generator = full_size(torch.device("cpu"), dtype)
+        trained = adapter.add(generator, 8, 8.0, 0)
+        with (
+            torch.no_grad()
+        ):  # as in the middle of a training: B is zero in a fresh adapter, and A then has no gradient
+            for i, parameter in enumerate(trained):
+                parameter += 0.02 * torch.randn(
+                    parameter.shape, generator=random_generator(0, "full size adapter", 0, i)
+                )
+        schedule = make_schedule(generator.scheduler, params.steps, ddpo.ETA)
+        policy = ddpo.Policy(generator, conditioning(generator, 1), schedule, params.guidance_scale)
+        chosen = execution.Execution(generator.device, dtype, 1, 2, 1)
+        if paths is None:
+            noise = [random_generator(0, "full size")]
+            paths = sample(generator, policy.conditioning, prompt, schedule, noise, 5, params.guidance_scale, chosen)
+        optimizer = Keeper(trained)
+        learnt = ddpo.update(policy, optimizer, paths, prompt, advantage, params.trained_steps, params.ddpo, chosen)
+        assert learnt["ratio_error"] == 0
+        assert learnt["clip_fraction"] == 0
+        assert learnt["kl"] == 0
+        assert all(p.dtype == torch.float32 for p in trained)
+        gradients.append(optimizer.gradient)
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.99
+
+
+class Keeper(torch.optim.SGD):
+    """Keeps the gradient instead of following it."""
+
+    def __init__(self, parameters: list[nn.Parameter]):
+        super().__init__(parameters, lr=1.0)
+
+    def step(self, closure=None):
+        self.gradient = torch.cat([p.grad.flatten() for group in self.param_groups for p in group["params"]])

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import time
 from contextlib import suppress
 
 import pytest
 import yaml
-from conftest import MUSIC, PROJECT, copy_of_project, params_with, run, weight_settings
+from conftest import PROJECT, copy_of_project, params_with, python_in, run
 from huggingface_hub import ModelCard
 
 from music_ddpo import audio
@@ -27,11 +26,6 @@ def study(tmp_path_factory):
     run(folder, "git", "add", "-A")
     assert run(folder, "git", "commit", "-qm", "study").returncode == 0
     return folder
-
-
-def python_in(markdown: str) -> str:
-    (lines,) = re.findall(r"```python\n(.*?)```", markdown, re.DOTALL)
-    return lines
 
 
 def stages_run(output: str) -> set[str]:
@@ -125,7 +119,7 @@ def test_an_experiment_with_another_duration_makes_clips_of_that_duration(study)
 
 def test_four_queued_experiments_share_the_weights_and_give_what_single_runs_give(study):
     one_thread = {"OMP_NUM_THREADS": "1"}  # two at a time would fight for the cores, and the bits depend on it
-    knobs = {f"queued-{seed}": ("-S", f"seed={seed}", "-S", "rewards=[emopia]") for seed in (1, 2, 3, 4)}
+    knobs = {f"queued-{i}": ("-S", f"lora.alpha={i}", "-S", "rewards=[emopia]") for i in (1, 2, 3, 4)}
     for name, knob in knobs.items():
         queued = run(study, "dvc", "exp", "run", "--queue", "-n", name, *knob)
         assert queued.returncode == 0, queued.stderr
@@ -146,11 +140,13 @@ def test_four_queued_experiments_share_the_weights_and_give_what_single_runs_giv
     assert len(shared) == 4
 
     try:
-        for name in ("queued-1", "queued-4"):
-            single = run(study, "dvc", "exp", "run", *knobs[name], env=one_thread)
-            assert single.returncode == 0, single.stderr
-            for path in ("metrics/clips/emopia.csv", "metrics/train/emopia.json", "plots/train/emopia.csv"):
-                assert (study / path).read_text() == run(study, "git", "show", f"{ended[name]}:{path}").stdout
+        single = run(study, "dvc", "exp", "run", *knobs["queued-4"], env=one_thread)
+        assert single.returncode == 0, single.stderr
+        for path in ("metrics/clips/emopia.csv", "metrics/train/emopia.json", "plots/train/emopia.csv"):
+            alone = (study / path).read_text()
+            queued = {name: run(study, "git", "show", f"{commit}:{path}").stdout for name, commit in ended.items()}
+            assert alone == queued["queued-4"]
+            assert alone != queued["queued-1"]
     finally:
         run(study, "git", "checkout", "--", ".")
         run(study, "dvc", "checkout")
@@ -164,40 +160,6 @@ def test_a_random_seed_is_drawn_and_recorded(tmp_path):
         drawn.append(json.loads((tmp_path / "metrics" / "seed.json").read_text())["seed"])
     assert all(isinstance(seed, int) and seed >= 0 for seed in drawn)
     assert drawn[0] != drawn[1]
-
-
-def test_the_same_study_runs_on_the_real_models_layout(hub, published, tmp_path):
-    """With the hub for `fetch` alone: after it, the network is not needed any more."""
-    project = copy_of_project(tmp_path / "project")
-    small = {"duration": 3, "steps": 2, "ddpo__epochs": 1, "ddpo__trajectories_per_epoch": 4}
-    content = params_with(model="audioldm2-music", weights=weight_settings(published).model_dump(), **small)
-    (project / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    environment = hub.environment(tmp_path / "home")
-    fetched = run(project, "dvc", "repro", "fetch", env=environment)
-    assert fetched.returncode == 0, fetched.stdout + fetched.stderr
-    assert fetched.stdout.count("Licence: ") == 3
-    came = json.loads((project / "metrics" / "weights.json").read_text())
-    assert came["model"] == MUSIC
-
-    hub.forget()
-    done = run(project, "dvc", "repro", env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert hub.requests == []  # nobody was asked
-    assert "Table 1" in done.stdout
-    for reward in ("clap", "emopia"):
-        adapter = project / "models" / "adapters" / reward
-        assert (adapter / "adapter_model.safetensors").is_file()
-        card = ModelCard.load(adapter / "README.md")
-        assert card.data.base_model == MUSIC
-        assert card.data.license == "cc-by-nc-sa-4.0"
-        assert came["revision"] in card.text
-        assert "| tender |" in card.text
-    lines = python_in(card.text).replace("path/to/this/folder", str(adapter))
-    played = run(project, "python", "-c", lines + "\nassert audio.shape == (48000,)", env=environment)
-    assert played.returncode == 0, played.stderr
-    waveform, sample_rate = audio.read(next((project / "clips" / "emopia").glob("*.wav")))
-    assert (len(waveform), sample_rate) == (3 * 16000, 16000)
-    assert not run(project, "dvc", "repro", env=environment).stdout.count("Running stage")
 
 
 def test_the_readmes_lines_of_stock_diffusers_and_peft_play_the_adapter(study):

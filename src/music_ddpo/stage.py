@@ -72,13 +72,15 @@ def _command(function: Callable[..., None], in_parallel: bool) -> click.Command:
 
 
 def _tell(name: str, error: UserError | Interrupted) -> None:
-    """On standard error; one of the processes that `parallel.launch` started tells that one, which speaks for all."""
+    """On standard error; what `parallel.launch` has started tells it to the process that did, which speaks for all."""
     if "MUSIC_DDPO_LAUNCHER" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
         get_error_handler().record_exception(error)
-    else:
-        click.echo(f"{name}: {error}" if isinstance(error, Interrupted) else f"Error: {error}", err=True)
+    elif not isinstance(error, Interrupted):
+        click.echo(f"Error: {error}", err=True)
+    elif os.environ.get("RANK", "0") == "0":  # all processes stop at once
+        click.echo(f"{name}: {error}", err=True)
 
 
 def earlier(path: Path | str) -> Path:
