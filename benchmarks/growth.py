@@ -1,7 +1,8 @@
 """What do time and memory grow with? Run: python benchmarks/growth.py (`make bench`)
 
-One round of training on the embedded models (sample, decode, score, learn), each in a process of its own, with one of
-four knobs doubled three times and every denoising step trained. Memory is what the process's peak grows by meanwhile.
+One round of training on the embedded models on a CPU (sample, decode, score, learn), each in a process of its own, with
+one of four knobs doubled three times and every denoising step trained. Memory is what the process's peak grows by
+meanwhile.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def measure(setting: dict[str, int]) -> dict[str, float]:
 
     content = yaml.safe_load((PROJECT / "params.yaml").read_text())
     content |= {"steps": setting["steps"], "duration": setting["duration"]}
+    content["compute"]["device"] = "cpu"
     emotions = [word for row in zip(*EMOTIONS_OF_QUADRANT.values(), strict=True) for word in row]
     instruments = ["piano", "violin", "flute", "guitar"]
     count = setting["prompts"]

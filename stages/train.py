@@ -2,7 +2,7 @@
 
 import click
 
-from music_ddpo import adapter, ddpo, execution, parallel, report
+from music_ddpo import adapter, ddpo, execution, interruption, parallel, report
 from music_ddpo.files import write_json, write_text
 from music_ddpo.generator import Generator
 from music_ddpo.params import Params
@@ -27,6 +27,7 @@ def train(params: Params, reward: str) -> None:
         adapter.save(generator, MODELS / "adapters" / reward)
         write_text(f"plots/train/{reward}.csv", report.reward_curve(epochs).to_csv(index=False))
         write_json(f"metrics/train/{reward}.json", report.training(epochs, study_seed()))
+        interruption.ignore()  # nothing may come between: without the checkpoint all would have to be done again
         checkpoint.unlink(missing_ok=True)
 
 

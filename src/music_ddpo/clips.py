@@ -50,7 +50,8 @@ def generate(generator: Generator, params: Params, seed: int, execution: Executi
             generator, conditioning, prompt, schedule, noise,
             params.duration, params.guidance_scale, execution, keep_path=False, progress=bar.update,
         )  # fmt: skip
-    waveforms = parallel.gather(list(decode(generator, latents, params.duration, execution)))
+    decoded = decode(generator, latents, params.duration, execution)
+    waveforms = parallel.gather_to_main([waveform.clone() for waveform in decoded])  # a view would travel as the whole
     if parallel.is_main():
         save(folder, waveforms, generator.sample_rate, asked)
     parallel.broadcast(None)  # the others wait until the clips are there

@@ -224,7 +224,7 @@ def update(
 
     def attempt() -> torch.Tensor | None:
         """One minibatch's sums, its gradients accumulated; None if memory ran out."""
-        sums = torch.zeros(3, device=policy.generator.device)  # read once a minibatch: reading waits for the device
+        sums = torch.zeros(3, device=policy.generator.device)
         full = (done.updates == 0 and out_of_memory(remember)) or out_of_memory(learn, sums)
         return None if full else sums
 
@@ -413,14 +413,14 @@ def _save(path: Path, fingerprint, parameters, optimizer, execution, progress, m
     """Writes the checkpoint, of a round under way, too; process 0 does it, with what the others have done."""
     state = _state(parameters, optimizer) | {
         "fingerprint": fingerprint,
-        "batches": {kind: getattr(execution, kind) for kind in KINDS},
+        "batches": {kind: min(parallel.gather([getattr(execution, kind)])) for kind in KINDS},
         "progress": asdict(progress),
     }
     if current is not None:
         old = current.old.cpu()
         done = [(clip, current.paths[i].clone(), old[i].clone()) for i, clip in enumerate(mine[: current.sampled])]
         state["round"] = {
-            "clips": {clip: (path, old) for clip, path, old in parallel.gather(done)},
+            "clips": {clip: (path, old) for clip, path, old in parallel.gather_to_main(done)},
             "start": current.start,
             "updates": current.updates,
             "sums": [*parallel.total(current.sums[:2]), current.sums[2]],

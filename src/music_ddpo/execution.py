@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
@@ -53,7 +54,10 @@ class Execution:
         if not wanted:
             return
         budget = min(SHARE * total_memory(self.device), ENOUGH) / parallel.local_processes(self.device)
-        fits = max(1, int(budget / bytes_for_backward(generator, conditioning, duration, guidance_scale)))
+        taken = []
+        if out_of_memory(lambda: taken.append(bytes_for_backward(generator, conditioning, duration, guidance_scale))):
+            taken = [budget]  # one at a time, if that
+        fits = max(1, int(budget / taken[0]))
         fits = 1 << (fits.bit_length() - 1)  # the power of two below
         room = {"update_batch": fits, "sample_batch": 4 * fits}  # sampling keeps nothing
         for kind in wanted:
@@ -125,7 +129,9 @@ def total_memory(device: torch.device) -> int:
         return torch.cuda.get_device_properties(device).total_memory
     if device.type == "mps":
         return torch.mps.recommended_max_memory()
-    return psutil.virtual_memory().total
+    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
+    given = limit.read_text().strip() if limit.is_file() else ""
+    return min(psutil.virtual_memory().total, int(given) if given.isdigit() else sys.maxsize)
 
 
 def bytes_for_backward(generator: Generator, conditioning: Conditioning, duration: float, guidance_scale: float) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, patch_environment, reduce
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -27,7 +28,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from music_ddpo.errors import UserError
 from music_ddpo.interruption import SIGNALS, Interrupted
 
-GRACE = 120  # seconds that processes get, once a signal has come, to make a checkpoint
+GRACE = 90  # seconds that processes get, once a signal has come, to make a checkpoint
 
 
 class ConnectionLostError(UserError):
@@ -43,7 +44,10 @@ def join(device: str) -> None:
     """Meets the other processes, if there are any; to be called first in each, with params.yaml's device."""
     if launched():
         with warnings.catch_warnings(action="ignore"):  # of threads that it sets where OMP_NUM_THREADS does not
-            PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+            if device == "cpu" or not torch.cuda.is_available():
+                PartialState(cpu=True)
+            else:  # what is no tensor goes by gloo, which notices a process that has died
+                PartialState(backend="cuda:nccl,cpu:gloo")
 
 
 def leave() -> None:
@@ -87,6 +91,15 @@ def gather(rows: list) -> list:
     return _collective(gather_object, rows) if size() > 1 else rows
 
 
+def gather_to_main(rows: list) -> list:
+    """The rows of all processes in process 0, in the order of their ranks; none in the others."""
+    if size() == 1:
+        return rows
+    into = [None] * size() if is_main() else None
+    _collective(torch.distributed.gather_object, rows, into)
+    return [row for part in into for row in part] if is_main() else []
+
+
 def broadcast(content: Any) -> Any:
     """What process 0 gave."""
     return _collective(broadcast_object_list, [content])[0] if size() > 1 else content
@@ -96,7 +109,7 @@ def total(values: Iterable[float]) -> list[float]:
     """The sum of each value over all processes."""
     values = torch.tensor(list(values), dtype=torch.float64)
     if size() > 1:
-        values = _collective(reduce, values.to(PartialState().device), "sum").cpu()
+        values = _collective(reduce, values, "sum")
     return values.tolist()
 
 
@@ -130,6 +143,8 @@ def _collective(operation: Callable, *arguments) -> Any:
     try:
         return operation(*arguments)
     except RuntimeError as error:
+        if should_reduce_batch_size(error):  # it has memory for no more
+            raise
         raise ConnectionLostError(
             f"process {rank() + 1} of {size()} lost the connection to another one, which must have ended "
             f"({str(error).splitlines()[0]})."
@@ -154,7 +169,8 @@ def launch(processes: int, device: str) -> None:
             f"compute.processes: {processes} were asked for, but this machine has {torch.cuda.device_count()} CUDA "
             "device(s), and each process needs one."
         )
-    threads = os.environ.get("OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // processes))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = os.environ.get("OMP_NUM_THREADS", max(1, cores // processes))
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id="music-ddpo", max_restarts=0,
         rdzv_backend="c10d", rdzv_endpoint="localhost:0", shutdown_timeout=GRACE,

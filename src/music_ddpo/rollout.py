@@ -46,7 +46,6 @@ def sample(
     float32 on the CPU, [clips, steps + 1, channels, time, frequency], or without the second axis.
     """
     shape = generator.latent_shape(duration)
-    on_gpu = generator.device.type == "cuda"
     done = torch.empty(len(prompt), len(schedule) + 1, *shape) if keep_path else torch.empty(len(prompt), *shape)
 
     def denoise(part: slice) -> None:
@@ -57,23 +56,17 @@ def sample(
             return torch.stack([torch.randn(shape, generator=g) for g in sources]).to(generator.device)
 
         latents = draw()
-        # Pinned, so that a copy to it does not hold up the next step; steps first, so that each copy is one piece.
-        path = torch.empty(len(schedule) + 1 if keep_path else 0, *latents.shape, pin_memory=on_gpu)
+        path = [latents.cpu()]
         for step in range(len(schedule)):
-            if keep_path:
-                path[step].copy_(latents, non_blocking=True)
             index = torch.full((len(latents),), step)
             predicted = generator.predict_noise(latents, schedule.timesteps[index], rows, guidance_scale)
             latents, std = mean_and_std(schedule, index, latents, predicted)
             if schedule.std[step] > 0:
                 latents = latents + std * draw()
+            if keep_path:
+                path.append(latents.cpu())
             progress(len(latents))
-        last = latents.cpu()  # waits for the copies, too
-        if keep_path:
-            path[-1] = last
-            done[part] = path.transpose(0, 1)
-        else:
-            done[part] = last
+        done[part] = torch.stack(path, 1) if keep_path else latents.cpu()
 
     execution.each("sample_batch", len(prompt), denoise)
     return done
