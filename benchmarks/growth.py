@@ -18,8 +18,8 @@ from pathlib import Path
 
 PROJECT = Path(__file__).parent.parent
 RESULT = PROJECT / "benchmarks" / "results" / "growth.json"
-# At the start two full update batches for each of two optimizer steps: with fewer, the first setting would look small
-# because its batches are.
+# At the start more than one full update batch for each of two optimizer steps: with less, the first setting would look
+# small because its batches are.
 START = {"trajectories_per_epoch": 16, "steps": 19, "duration": 5, "prompts": 4}
 DOUBLINGS = 3
 
