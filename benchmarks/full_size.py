@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from diffusers import AudioLDM2Pipeline, AudioLDM2UNet2DConditionModel, AutoencoderKL, DDIMScheduler
-from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
-
 from music_ddpo.generator import Conditioning, Generator
 from music_ddpo.randomness import generator as random_generator
+from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 TEXT_PARTS = (
     "tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2", "projection_model", "language_model",

@@ -1,4 +1,4 @@
-"""What do time and memory grow with? Run: python benchmarks/growth.py (`make bench`)
+"""Measures what time and memory grow with. Run: python benchmarks/growth.py (`make bench`).
 
 One round of training on the embedded models on a CPU (sample, decode, score, learn), each in a process of its own, with
 one of four knobs doubled three times and every denoising step trained. Memory is what the process's peak grows by
@@ -33,12 +33,12 @@ def measure(setting: dict[str, int]) -> dict[str, float]:
     """Seconds and growth of the peak memory, in MB, of one round."""
     import torch
     import yaml
-    from speed import MODELS, ours
-
     from music_ddpo.generator import Generator
     from music_ddpo.params import parse
     from music_ddpo.prompts import EMOTIONS_OF_QUADRANT
+
     from music_ddpo.rewards.base import load_reward
+    from speed import MODELS, ours
 
     content = yaml.safe_load((PROJECT / "params.yaml").read_text())
     content |= {"steps": setting["steps"], "duration": setting["duration"]}

@@ -17,14 +17,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
-
-from music_ddpo import ddpo
 from music_ddpo.ddim import log_probability, make_schedule, mean_and_std
 from music_ddpo.generator import Conditioning, Generator
 from music_ddpo.params import Params
 from music_ddpo.prompts import Prompt
 from music_ddpo.randomness import generator as random_generator
+from torch import nn
+
+from music_ddpo import ddpo
 from music_ddpo.rewards.base import Reward
 
 Encode = Callable[[Sequence[str]], Conditioning]  # row i belongs to text i

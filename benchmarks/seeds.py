@@ -1,4 +1,4 @@
-"""Does the result hold for other seeds? Run: python benchmarks/seeds.py 1 2
+"""Runs the study with other seeds: python benchmarks/seeds.py 1 2.
 
 Runs the committed study for each seed, side by side in clones of its own. Keeps what each adapter did to the reward
 that it was trained with, and to each emotion, beside the committed run's.

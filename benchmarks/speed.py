@@ -1,4 +1,4 @@
-"""How much faster than the reference loop, in one run on one machine? Run: python benchmarks/speed.py (`make bench`)
+"""Compares the speed with the reference loop in one run. Run: python benchmarks/speed.py (`make bench`).
 
 On a CPU: a round of the default study on the embedded models. On a GPU: rounds of the paper's settings on AudioLDM 2 in
 its full size with random weights. Both sides sample, decode, score and learn the same number of trajectories, each
@@ -19,16 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
-import reference_loop
 import torch
 import yaml
-from full_size import FullSize, full_size
-from tqdm import tqdm
-
-from music_ddpo import adapter, ddpo, execution
 from music_ddpo.generator import Generator
 from music_ddpo.params import Params, parse
 from music_ddpo.prompts import make_prompts
+from tqdm import tqdm
+
+import reference_loop
+from full_size import FullSize, full_size
+from music_ddpo import adapter, ddpo, execution
 from music_ddpo.rewards.base import Reward, load_reward
 
 PROJECT = Path(__file__).parent.parent

@@ -2,21 +2,17 @@
 
 from pathlib import Path
 
-from music_ddpo import clips, execution
-from music_ddpo.generator import Generator
-from music_ddpo.params import Params
-from music_ddpo.rewards.base import check_duration
-from music_ddpo.rewards.registry import REWARDS
-from music_ddpo.stage import MODELS, parallel_stage, study_seed
+import beside  # noqa: F401
+from music_ddpo.core.files import read_seed
+from music_ddpo.core.params import Params
+from music_ddpo.machine.stage import parallel_stage
+from music_ddpo.measuring import clips
 
 
 @parallel_stage
 def baseline(params: Params) -> None:
     """Writes clips/baseline/."""
-    chosen = execution.choose(params.compute)
-    check_duration(list(REWARDS), MODELS, params.duration)
-    generator = Generator.load(MODELS / "pipeline", chosen.device, chosen.dtype)
-    clips.generate(generator, params, study_seed(), chosen, Path("clips/baseline"), "baseline clips")
+    clips.generate(params, read_seed(), Path("models"), Path("clips/baseline"), "baseline clips")
 
 
 if __name__ == "__main__":

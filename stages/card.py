@@ -1,26 +1,30 @@
-"""Writes the model card of one adapter, with what was measured of it."""
+"""Writes the model card of one adapter, and its headline numbers."""
 
 import click
 
-from music_ddpo import card as model_card
-from music_ddpo.files import write_text
-from music_ddpo.params import Params
-from music_ddpo.stage import MODELS, read_json, stage, study_seed
+import beside  # noqa: F401
+from music_ddpo.core.files import read_json, read_seed, write_json, write_text
+from music_ddpo.core.params import Params
+from music_ddpo.machine.stage import stage
+from music_ddpo.measuring import card as model_card
 
 
 @click.argument("reward")
 @stage
 def card(params: Params, reward: str) -> None:
-    """Writes models/adapters/REWARD/README.md."""
+    """Writes models/adapters/REWARD/README.md and metrics/REWARD.json."""
+    accuracy = read_json("metrics/accuracy.json")
     text = model_card.write(
         reward,
         params,
-        study_seed(),
+        read_seed(),
         weights=read_json("metrics/weights.json"),
         training=read_json(f"metrics/train/{reward}.json"),
-        accuracy=read_json("metrics/accuracy.json"),
+        accuracy=accuracy,
     )
-    write_text(MODELS / "adapters" / reward / "README.md", text)
+    write_text(f"models/adapters/{reward}/README.md", text)
+    seconds = read_json(f"metrics/cost/train-{reward}.json").get("seconds", 0.0)
+    write_json(f"metrics/{reward}.json", model_card.headline(reward, params, accuracy, seconds))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
-"""Brings the weights of the generator and of every reward, and verifies them."""
+"""Brings and verifies the weights of the generator and of every judge."""
 
-from music_ddpo.files import write_json
-from music_ddpo.params import Params
-from music_ddpo.rewards.registry import REWARDS
-from music_ddpo.stage import MODELS, stage
-from music_ddpo.weights import fetch as weights
+from pathlib import Path
+
+import beside  # noqa: F401
+from music_ddpo.core.files import write_json
+from music_ddpo.core.params import Params
+from music_ddpo.machine.stage import stage
+from music_ddpo.rewards import fetching
 
 
 @stage
 def fetch(params: Params) -> None:
-    """Writes models/pipeline, models/rewards and, to metrics/weights.json, where they came from."""
-    write_json("metrics/weights.json", weights.fetch(params.model, params.weights, list(REWARDS), MODELS))
+    """Writes models/ and, to metrics/weights.json, where everything comes from."""
+    came = fetching.fetch(params.model, params.weights, params.judges, params.mixtures, Path("models"))
+    write_json("metrics/weights.json", came)
 
 
 if __name__ == "__main__":

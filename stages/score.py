@@ -1,21 +1,17 @@
-"""Scores the untouched model's clips with every reward."""
+"""Scores the untouched model's clips with every judge."""
 
 from pathlib import Path
 
-from music_ddpo import execution, parallel, scores
-from music_ddpo.files import write_json, write_text
-from music_ddpo.params import Params
-from music_ddpo.stage import MODELS, parallel_stage
+import beside  # noqa: F401
+from music_ddpo.core.params import Params
+from music_ddpo.machine.stage import parallel_stage
+from music_ddpo.measuring import judging
 
 
 @parallel_stage
 def score(params: Params) -> None:
-    """Writes metrics/baseline.json and metrics/clips/baseline.csv."""
-    device = execution.choose(params.compute).device
-    table = scores.score(Path("clips/baseline"), params, MODELS, device)
-    if parallel.is_main():
-        write_text("metrics/clips/baseline.csv", table.to_csv(index=False))
-        write_json("metrics/baseline.json", scores.summary(table))
+    """Writes metrics/clips/baseline.csv."""
+    judging.write(Path("clips/baseline"), Path("metrics/clips/baseline.csv"), params, Path("models"))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Settles the seed of the study: params.yaml's, or one drawn when it says `random`."""
+"""Settles the seed of the study: params.yaml's, or a new one if it says `random`."""
 
 import secrets
 
-from music_ddpo.files import write_json
-from music_ddpo.params import Params
-from music_ddpo.stage import stage
+import beside  # noqa: F401
+from music_ddpo.core.files import write_json
+from music_ddpo.core.params import Params
+from music_ddpo.machine.stage import stage
 
 
 @stage

@@ -1,33 +1,53 @@
 """Trains one adapter with DDPO to raise one reward."""
 
+from pathlib import Path
+
 import click
 
-from music_ddpo import adapter, ddpo, execution, interruption, parallel, report
-from music_ddpo.files import write_json, write_text
-from music_ddpo.generator import Generator
-from music_ddpo.params import Params
-from music_ddpo.prompts import make_prompts
-from music_ddpo.rewards.base import check_duration, load_reward
-from music_ddpo.stage import CHECKPOINTS, MODELS, earlier, parallel_stage, study_seed
+import beside  # noqa: F401
+from music_ddpo.core.files import read_json, read_seed, write_json
+from music_ddpo.core.params import Params
+from music_ddpo.core.prompts import make_prompts
+from music_ddpo.machine import batches, processes, signals
+from music_ddpo.machine.stage import parallel_stage
+from music_ddpo.model import adapter
+from music_ddpo.model.audioldm2 import Generator
+from music_ddpo.rewards.finding import check_form, load_reward
+from music_ddpo.training import loop, record, setup
+from music_ddpo.weights.manifests import check_duration
+
+MODELS = Path("models")
 
 
 @click.argument("reward")
 @parallel_stage
 def train(params: Params, reward: str) -> None:
     """Writes models/adapters/REWARD, metrics/train/REWARD.json and plots/train/REWARD.csv."""
-    chosen = execution.choose(params.compute)
+    execution = batches.choose(params.compute)
     check_duration([reward], MODELS, params.duration)
-    generator = Generator.load(MODELS / "pipeline", chosen.device, chosen.dtype)
-    judge = load_reward(reward, MODELS, chosen.device)
+    judge = load_reward(reward, MODELS, execution.device)
+    check_form(judge, params.reward_form)
+    generator = Generator.load(MODELS / "pipeline", execution.device, execution.dtype)
     prompts = make_prompts(params.prompts.template, params.prompts.emotions, params.prompts.instruments)
-    checkpoint = CHECKPOINTS / f"train-{reward}.pt"
-    weights = earlier(MODELS / "manifest.json").read_text()
-    epochs = ddpo.train(generator, judge, prompts, params, study_seed(), chosen, checkpoint, weights)
-    if parallel.is_main():
+    checkpoint = Path(".checkpoints") / f"train-{reward}.pt"  # not an output: DVC removes those before a stage runs
+    weights = {part: read_json(MODELS / part / "manifest.json") for part in ("", f"rewards/{reward}")}
+    policy, run = setup.prepare(
+        generator,
+        reward,
+        prompts,
+        params,
+        read_seed(),
+        execution,
+        checkpoint,
+        Path(f"plots/train/{reward}.csv"),
+        weights,
+    )
+    loop.train(policy, judge, prompts, params, read_seed(), execution, run)
+    signals.ignore()  # from here on only files are written
+    processes.gather([None])  # all processes have come here
+    if processes.is_main():
         adapter.save(generator, MODELS / "adapters" / reward)
-        write_text(f"plots/train/{reward}.csv", report.reward_curve(epochs).to_csv(index=False))
-        write_json(f"metrics/train/{reward}.json", report.training(epochs, study_seed()))
-        interruption.ignore()  # nothing may come between: without the checkpoint all would have to be done again
+        write_json(f"metrics/train/{reward}.json", record.summary(run.rounds, read_seed()))
         checkpoint.unlink(missing_ok=True)
 
 

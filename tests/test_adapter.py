@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import MINI
 from diffusers import AudioLDM2Pipeline
-from peft import PeftModel
-from test_generator import CHOSEN, NEGATIVE, PROMPT, denoise
-
-from music_ddpo import adapter
 from music_ddpo.errors import UserError
 from music_ddpo.generator import Generator
 from music_ddpo.randomness import generator as random_generator
 from music_ddpo.rollout import decode
+from peft import PeftModel
+
+from conftest import MINI
+from music_ddpo import adapter
+from test_generator import CHOSEN, NEGATIVE, PROMPT, denoise
 
 
 def load() -> Generator:

@@ -10,17 +10,17 @@ import soundfile
 import torch
 import yaml
 from click.testing import CliRunner, Result
-from conftest import MINI, params_with, run
 from diffusers import AudioLDM2Pipeline
-from peft import PeftModel
-from safetensors.torch import load_file, save_file
-from test_adapter import trained_adapter
-from test_generator import NEGATIVE, PROMPT
-
-from music_ddpo import audio, rollout
-from music_ddpo.cli import main
 from music_ddpo.generator import Generator
 from music_ddpo.randomness import generator as random_generator
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from conftest import MINI, params_with, run
+from music_ddpo import audio, rollout
+from music_ddpo.cli import main
+from test_adapter import trained_adapter
+from test_generator import NEGATIVE, PROMPT
 
 MODEL = ("--model", str(MINI / "pipeline"))
 QUICK = (*MODEL, "--device", "cpu", "--steps", "4", "--duration", "2")

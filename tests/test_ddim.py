@@ -3,7 +3,6 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler
-
 from music_ddpo.ddim import log_probability, make_schedule, mean_and_std
 from music_ddpo.errors import UserError
 

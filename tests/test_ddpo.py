@@ -9,9 +9,6 @@ import pytest
 import torch
 import yaml
 from diffusers import DDIMScheduler
-from torch import nn
-
-from music_ddpo import params
 from music_ddpo.ddim import make_schedule
 from music_ddpo.ddpo import ETA, Policy, advantages, surrogate, update
 from music_ddpo.errors import UserError
@@ -20,6 +17,9 @@ from music_ddpo.generator import Conditioning
 from music_ddpo.params import DDPOParams
 from music_ddpo.randomness import generator as random_generator
 from music_ddpo.rollout import sample
+from torch import nn
+
+from music_ddpo import params
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEDULER = DDIMScheduler(

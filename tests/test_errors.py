@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 import yaml
+
 from conftest import PROJECT, params_with, run
 
 

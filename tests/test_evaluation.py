@@ -5,10 +5,9 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import binomtest
-
 from music_ddpo.evaluation import Study, bootstrap, markdown, metrics, plots, wilson
 from music_ddpo.params import EvaluationParams
+from scipy.stats import binomtest
 
 SETTINGS = EvaluationParams(clips_per_emotion=4, eta=1.0, confidence=0.95, bootstrap=2000)
 EMOTIONS = ["happy", "sad"] * 4

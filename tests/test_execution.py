@@ -6,9 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import params_with
-
-from music_ddpo import adapter, ddpo, execution
 from music_ddpo.ddim import make_schedule
 from music_ddpo.errors import UserError
 from music_ddpo.execution import AUTO, ENOUGH, SHARE, Execution, bytes_for_backward, choose, portions
@@ -17,6 +14,9 @@ from music_ddpo.params import load, parse
 from music_ddpo.prompts import make_prompts
 from music_ddpo.randomness import generator as random_generator
 from music_ddpo.rollout import decode, sample
+
+from conftest import params_with
+from music_ddpo import adapter, ddpo, execution
 
 
 def compute(**changes):

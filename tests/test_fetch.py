@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import standins
 import torch
-from conftest import CHECKPOINT, MUSIC, reach, weight_settings
 from diffusers import AudioLDM2Pipeline
 from huggingface_hub import constants
+from music_ddpo.errors import UserError
 from safetensors.torch import load_file
 
-from music_ddpo.errors import UserError
+from conftest import CHECKPOINT, MUSIC, reach, weight_settings
 from music_ddpo.weights import checkpoints
 from music_ddpo.weights import fetch as weights
 

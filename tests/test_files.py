@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import torch
-
-from music_ddpo import audio
 from music_ddpo.errors import UserError
 from music_ddpo.files import whole, write_json, write_text
+
+from music_ddpo import audio
 
 
 def put(path, kind, content):

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import MINI
 from diffusers import AudioLDM2Pipeline
-
-from music_ddpo import execution, params
 from music_ddpo.ddim import make_schedule
 from music_ddpo.generator import Generator
 from music_ddpo.randomness import generator as random_generator
 from music_ddpo.rollout import decode, sample
+
+from conftest import MINI
+from music_ddpo import execution, params
 
 PROMPT = "A recording of an angry piano solo, high quality"
 NEGATIVE = "Low quality, multiple sound sources"

@@ -16,17 +16,17 @@ from typing import ClassVar
 
 import pytest
 import torch
-from conftest import MINI, ONE_THREAD, SPLIT, params_with, set_params
-from ranks import run_stage, succeed
-from test_generator import CHOSEN
-from test_parallel import TRAIN, leftovers, said, same_bits, trained
-from tqdm import tqdm
-
-from music_ddpo import adapter, audio, clips, ddpo, execution, interruption
 from music_ddpo.generator import AudioLDM2Pipeline, Generator
 from music_ddpo.params import parse
 from music_ddpo.prompts import make_prompts
+from ranks import run_stage, succeed
+from tqdm import tqdm
+
+from conftest import MINI, ONE_THREAD, SPLIT, params_with, set_params
+from music_ddpo import adapter, audio, clips, ddpo, execution, interruption
 from music_ddpo.rewards.base import load_reward, reward_class
+from test_generator import CHOSEN
+from test_parallel import TRAIN, leftovers, said, same_bits, trained
 
 SIGNALS = [signal.SIGTERM, signal.SIGUSR1]
 MANY = {"duration": 3, "ddpo__trajectories_per_epoch": 12, "ddpo__updates_per_epoch": 4, "ddpo__learning_rate": 0.003}

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 import torch
-from conftest import CHECKPOINT, MINI, run, weight_settings
+from music_ddpo.prompts import make_prompts
 from safetensors.torch import load_file, save_file
 
-from music_ddpo.prompts import make_prompts
+from conftest import CHECKPOINT, MINI, run, weight_settings
 from music_ddpo.rewards.base import load_reward
 from music_ddpo.weights import checkpoints
 

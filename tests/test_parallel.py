@@ -15,12 +15,12 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from conftest import ONE_THREAD, SPLIT, bare_copy, run, set_params
+from music_ddpo.errors import UserError
 from ranks import run_stage, succeed
 from safetensors.torch import load_file
 
+from conftest import ONE_THREAD, SPLIT, bare_copy, run, set_params
 from music_ddpo import audio, parallel
-from music_ddpo.errors import UserError
 
 RATE = SPLIT["ddpo__learning_rate"]  # the size of AdamW's first steps
 TRAIN = ("stages/train.py", "emopia")

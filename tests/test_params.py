@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from music_ddpo.errors import UserError
 from music_ddpo.params import load, parse
 

@@ -10,9 +10,9 @@ from contextlib import suppress
 
 import pytest
 import yaml
-from conftest import PROJECT, copy_of_project, params_with, python_in, run
 from huggingface_hub import ModelCard
 
+from conftest import PROJECT, copy_of_project, params_with, python_in, run
 from music_ddpo import audio
 
 

@@ -3,7 +3,6 @@
 from collections import Counter
 
 import pytest
-
 from music_ddpo.errors import UserError
 from music_ddpo.prompts import EMOTIONS_OF_QUADRANT, QUADRANTS, fill, make_prompts, quadrant_of
 

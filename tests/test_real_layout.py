@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import yaml
-from conftest import MUSIC, copy_of_project, params_with, python_in, run, weight_settings
 from huggingface_hub import ModelCard
 
+from conftest import MUSIC, copy_of_project, params_with, python_in, run, weight_settings
 from music_ddpo import audio
 
 

@@ -8,6 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from music_ddpo.errors import UserError
+from music_ddpo.params import parse
+from music_ddpo.prompts import make_prompts
+from music_ddpo.rewards.emopia_net import ShortChunkResNet
+from music_ddpo.rewards.registry import REWARDS
 from safetensors.torch import save_file
 from tokenizers import ByteLevelBPETokenizer
 from torch.nn import functional as F  # noqa: N812
@@ -23,14 +28,9 @@ from transformers import (
     RobertaTokenizer,
 )
 
-from music_ddpo.errors import UserError
-from music_ddpo.params import parse
-from music_ddpo.prompts import make_prompts
 from music_ddpo.rewards.base import Reward, check_duration, load_reward, reward_class
 from music_ddpo.rewards.clap import Clap
 from music_ddpo.rewards.emopia import Emopia
-from music_ddpo.rewards.emopia_net import ShortChunkResNet
-from music_ddpo.rewards.registry import REWARDS
 
 CPU = torch.device("cpu")
 RATE = 16000

@@ -12,15 +12,15 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
-from conftest import MINI, params_with, run
-from safetensors.torch import load_file
-from test_generator import CHOSEN
-
-from music_ddpo import adapter, ddpo
 from music_ddpo.generator import Generator
 from music_ddpo.params import parse
 from music_ddpo.prompts import make_prompts
+from safetensors.torch import load_file
+
+from conftest import MINI, params_with, run
+from music_ddpo import adapter, ddpo
 from music_ddpo.rewards.base import load_reward
+from test_generator import CHOSEN
 
 
 def train(checkpoint, chosen=CHOSEN, **changes):

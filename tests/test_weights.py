@@ -4,11 +4,11 @@ import json
 import re
 
 import pytest
-
 from music_ddpo.errors import UserError
 from music_ddpo.params import load
-from music_ddpo.weights import fetch as weights
 from music_ddpo.weights.registry import SHIPPED
+
+from music_ddpo.weights import fetch as weights
 
 SETTINGS = load().weights
 

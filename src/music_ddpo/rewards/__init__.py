@@ -1,1 +1,1 @@
-"""Rewards: models that listen to a clip and say how well it answers its prompt."""
+"""Rewards and judges: models that listen to a clip and score it. Each is one module or package, found by its name."""

@@ -1,8 +1,7 @@
-"""What a reward is: something that listens to clips and returns a number for each."""
+"""The interface of a reward: it listens to clips and returns a number for each."""
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,106 +11,122 @@ from typing import ClassVar
 
 import torch
 
-from music_ddpo.errors import UserError
-from music_ddpo.prompts import Prompt
-from music_ddpo.rewards.registry import HELD_OUT, REWARDS
+from music_ddpo.core.params import WeightParams
+from music_ddpo.core.prompts import Prompt
 
-SILENT = 1e-4  # a clip whose peak stays below -80 dBFS is silence
-CLIPPED = 0.05  # a clip with more than this share of its samples at full scale is no music any more
+SILENT = 1e-4  # a clip whose peak is below -80 dBFS is silent
+CLIPPED = 0.05  # a clip with more than this share of its samples at full scale is no longer music
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a reward model made of a batch of clips.
+    """The scores of a batch of clips.
 
     Attributes
     ----------
-    value, margin
-        The dense reward, and the true class's score less the best one's (paper 5.1); float32 [batch].
-    similarity
-        What the tables show when the reward's headline is a similarity; float32 [batch], or None.
+    value
+        The dense reward; float32 [batch].
+    margin
+        The score of the true class less the highest one (paper 5.1); float32 [batch], or None.
     predicted
-        The quadrant that the judge hears, "Q1" to "Q4", or "" where a clip cannot be judged.
+        The quadrant that the judge hears, "Q1" to "Q4"; "" for a clip that cannot be judged. Or None.
     correct
-        1 where the prediction is the prompt's class, else 0; float32 [batch].
+        1 if the prediction is the prompt's class, else 0; float32 [batch], or None.
     details
         More columns for the table of clips, each float32 [batch].
+    judged
+        False for a clip that cannot be judged; bool [batch]. `Reward.score` fills it in.
     """
 
     value: torch.Tensor
-    margin: torch.Tensor
-    predicted: list[str]
-    correct: torch.Tensor
-    similarity: torch.Tensor | None = None
+    margin: torch.Tensor | None = None
+    predicted: list[str] | None = None
+    correct: torch.Tensor | None = None
     details: dict[str, torch.Tensor] = field(default_factory=dict)
+    judged: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
 
     def reward(self, form: str) -> torch.Tensor:
         """What DDPO maximises, by `reward_form`: "value", "margin" or "label"; float32 [batch]."""
-        return {"value": self.value, "margin": self.margin, "label": self.correct}[form]
+        chosen = {"value": self.value, "margin": self.margin, "label": self.correct}[form]
+        if chosen is None:
+            raise ValueError(f"this judgement has no {form}")
+        return chosen
 
 
 class Reward(ABC):
-    """A judge of clips. A new one subclasses this in a file of its own, with a line in the registry.
+    """A judge of clips. docs/adding-a-reward.md shows how to write one.
 
-    `judge` may rely on clean input: mono waveforms, finite, neither silent nor clipped. It must be
-    deterministic and must not let one clip of a batch influence another.
+    `judge` receives valid input only: mono waveforms that are finite, not silent and not clipped. It must be
+    deterministic, and the score of a clip must not depend on the other clips of the batch.
     """
 
-    name: ClassVar[str]
-    headline: ClassVar[str]  # what the tables show of it: "similarity" or "accuracy"
-    lowest: ClassVar[float]  # `value` and `margin` of a clip that cannot be judged
-    place: ClassVar[str] = ""  # below models/, where its weights are, if not in rewards/<name>
+    name: ClassVar[str]  # the name of its module
+    headline: ClassVar[str]  # what the tables show: "accuracy" is the mean of `correct`, any other word that of `value`
+    lowest: ClassVar[float]  # the range of `value`; a clip that cannot be judged gets the lowest
+    highest: ClassVar[float]
+    forms: ClassVar[tuple[str, ...]] = ("value",)  # the values of `reward_form` that it supports
+
+    @classmethod
+    def fetch(cls, folder: Path, model: str, settings: WeightParams) -> str:
+        """Brings the weights to the empty `folder` and returns where they come from. By default there are none.
+
+        Parameters
+        ----------
+        model, settings
+            `model` and `weights` of params.yaml.
+        """
+        return "no weights"
 
     @classmethod
     @abstractmethod
-    def load(cls, folder: Path, device: torch.device) -> Reward:
-        """Loads the weights that `fetch` has put in `folder`."""
+    def load(cls, models: Path, device: torch.device) -> Reward:
+        """Loads it with what `fetch` has brought to `models`/rewards/<name>."""
 
     @classmethod
     def shortest_clip(cls, folder: Path) -> float:
-        """Seconds of audio that a judgement needs at least."""
+        """Seconds of audio that a judgement needs at least, by what `fetch` has brought to `folder`."""
         return 0.0
 
     @abstractmethod
     def judge(self, waveforms: torch.Tensor, sample_rate: int, prompts: Sequence[Prompt]) -> Judgement:
-        """Judges waveforms float32 [batch, samples] against one prompt each."""
+        """Judges waveforms float32 [batch, samples], each against its own prompt; sample rate in Hz."""
 
     def score(self, waveforms: torch.Tensor, sample_rate: int, prompts: Sequence[Prompt]) -> Judgement:
-        """Judges any waveforms [batch, samples]; what cannot be judged gets the lowest score and a warning.
+        """Judges any waveforms [batch, samples]; a clip that cannot be judged gets the lowest score and a warning.
 
         Returns
         -------
-        Finite numbers only, on the CPU, whatever the waveforms hold.
+        Finite numbers only, on the CPU, for any content of the waveforms.
         """
         waveforms = waveforms.detach().float().cpu()
-        bad = unjudgeable(waveforms)
-        reasons = [reason for reason in bad if reason]
-        if reasons:
-            counts = ", ".join(f"{reasons.count(r)} {r}" for r in dict.fromkeys(reasons))
+        reasons = unjudgeable(waveforms)
+        found = [reason for reason in reasons if reason]
+        if found:
+            counts = ", ".join(f"{found.count(r)} {r}" for r in dict.fromkeys(found))
             warnings.warn(
-                f"reward {self.name}: {len(reasons)} of {len(bad)} clips cannot be judged ({counts}); "
+                f"reward {self.name}: {len(found)} of {len(reasons)} clips cannot be judged ({counts}); "
                 f"they get the lowest score, {self.lowest:g}",
                 stacklevel=2,
             )
-        out = torch.tensor([bool(reason) for reason in bad])
-        waveforms = waveforms.masked_fill(out[:, None], 0.0).clamp(-1, 1)  # as a WAV file holds them
+        out = torch.tensor([bool(reason) for reason in reasons])
+        waveforms = waveforms.masked_fill(out[:, None], 0.0).clamp(-1, 1)  # like a WAV file
         judged = self.judge(waveforms, sample_rate, prompts)
 
-        def low(x: torch.Tensor, floor: float) -> torch.Tensor:
-            return torch.where(out, torch.tensor(floor), x.detach().float().cpu())
+        def floor(x: torch.Tensor, lowest: float) -> torch.Tensor:
+            return torch.where(out, torch.tensor(lowest), x.detach().float().cpu())
 
         return Judgement(
-            value=low(judged.value, self.lowest),
-            margin=low(judged.margin, self.lowest),
-            predicted=["" if o else p for o, p in zip(out.tolist(), judged.predicted, strict=True)],
-            correct=low(judged.correct, 0.0),
-            similarity=None if judged.similarity is None else low(judged.similarity, self.lowest),
-            details={key: low(x, 0.0) for key, x in judged.details.items()},
+            value=floor(judged.value, self.lowest),
+            margin=None if judged.margin is None else floor(judged.margin, self.lowest - self.highest),
+            predicted=judged.predicted and ["" if o else p for o, p in zip(out, judged.predicted, strict=True)],
+            correct=None if judged.correct is None else floor(judged.correct, 0.0),
+            details={key: floor(x, 0.0) for key, x in judged.details.items()},
+            judged=~out,
         )
 
 
 def unjudgeable(waveforms: torch.Tensor) -> list[str]:
-    """Why each clip of [batch, samples] cannot be judged: "not finite", "silent" or "clipped", or ""."""
+    """Why each clip of [batch, samples] cannot be judged: "not finite", "silent", "clipped", or "" if it can."""
     finite = waveforms.isfinite().all(1)
     peak = waveforms.abs().amax(1)
     full_scale = (waveforms.abs() >= 0.999).float().mean(1)
@@ -119,46 +134,3 @@ def unjudgeable(waveforms: torch.Tensor) -> list[str]:
         "not finite" if not f else "silent" if p < SILENT else "clipped" if c > CLIPPED else ""
         for f, p, c in zip(finite.tolist(), peak.tolist(), full_scale.tolist(), strict=True)
     ]
-
-
-def reward_class(name: str) -> type[Reward]:
-    """The class that the registry names; imported only when it is asked for."""
-    module, _, attribute = (REWARDS | HELD_OUT)[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
-def weights_of(name: str, models: Path) -> Path:
-    """The folder that a reward's weights are in."""
-    return models / (reward_class(name).place or f"rewards/{name}")
-
-
-def load_reward(name: str, models: Path, device: torch.device) -> Reward:
-    """Loads a reward, or the held-out judge, from below `models`.
-
-    Raises
-    ------
-    UserError
-        If its files are missing, truncated or do not fit each other.
-    """
-    folder = weights_of(name, models)
-    try:
-        return reward_class(name).load(folder, device)
-    except UserError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"{folder}: reward {name!r} could not be loaded ({reason}); a file is missing, truncated or altered: "
-            "run `dvc repro -f fetch`."
-        ) from error
-
-
-def check_duration(rewards: Sequence[str], models: Path, duration: float) -> None:
-    """`UserError` if clips of `duration` seconds are too short for one of the rewards."""
-    for name in rewards:
-        shortest = reward_class(name).shortest_clip(weights_of(name, models))
-        if duration < shortest:
-            raise UserError(
-                f"duration: {duration:g} s is too short for reward {name!r}, which listens to {shortest:g} s at a "
-                f"time; set duration to {shortest:g} or more."
-            )

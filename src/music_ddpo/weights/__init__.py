@@ -1,0 +1,1 @@
+"""Weights: download, verify, convert."""

@@ -1,4 +1,4 @@
-"""Downloads from the Hugging Face hub: into its own cache, checked, and with errors that say what to do."""
+"""Downloads from the Hugging Face hub: into its own cache, verified, with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,20 +23,20 @@ from huggingface_hub.errors import (
 )
 from tqdm import tqdm
 
-from music_ddpo.errors import UserError
-from music_ddpo.files import REASONS
-from music_ddpo.weights.registry import KNOWN, nearest
+from music_ddpo.core.errors import UserError, did_you_mean, in_one_line
+from music_ddpo.core.files import REASONS, digest
+from music_ddpo.weights.sources import KNOWN
 
-# The library's plain HTTP downloads, whose failures are known and tried here, rather than those of its Xet extension.
+# Plain HTTP downloads, whose failures the tests cover, instead of the library's Xet extension.
 constants.HF_HUB_DISABLE_XET = True
 
-LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token that may read it, and run again"
+LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token with read access, and run again"
 
 
 def snapshot(repo: str, revision: str, patterns: Sequence[str], ignore: Sequence[str] = ()) -> Path:
-    """The folder in the hub's cache that holds the files of `repo` which match `patterns`; its name is the commit.
+    """The folder in the hub's cache with the files of `repo` that match `patterns`; its name is the commit.
 
-    What the cache has is not downloaded again; where a connection drops, the library takes it up where it broke.
+    Files in the cache are not downloaded again; after a dropped connection the library resumes the download.
     """
     with _explained(repo, revision):
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=ignore))
@@ -46,7 +46,7 @@ def snapshot(repo: str, revision: str, patterns: Sequence[str], ignore: Sequence
 
 
 def file(repo: str, name: str) -> Path:
-    """One file of `repo`, in the hub's cache; the folder that it lies in is named after the commit."""
+    """One file of `repo` in the hub's cache; the name of its folder is the commit."""
     with _explained(repo, "main", name):
         path = Path(hf_hub_download(repo, name))
     check(path, repo)
@@ -54,30 +54,24 @@ def file(repo: str, name: str) -> Path:
 
 
 def check(path: Path, repo: str) -> None:
-    """`UserError` if a file in the cache is not what the hub says: it links to a blob that is named by its hash."""
-    if not path.is_symlink():  # a file system without links: the cache holds the file itself, under its own name
+    """`UserError` if a cached file is damaged. It is a link to a blob whose name is its hash."""
+    if not path.is_symlink():  # a file system without links: the cache has the file itself, under its own name
         return
     expected = Path(os.readlink(path)).name
     if re.fullmatch("[0-9a-f]{64}", expected):
         found = digest(path)
     elif re.fullmatch("[0-9a-f]{40}", expected):
         header = b"blob %d\0" % path.stat().st_size
-        found = digest(path, lambda: hashlib.sha1(header))  # as git names it
+        found = digest(path, lambda: hashlib.sha1(header))  # git's object id
     else:
         return
     if found != expected:
         (path.parent / os.readlink(path)).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         raise UserError(
-            f"{repo}: {path.name} came damaged (hash {found[:12]}…, the hub says {expected[:12]}…) and was removed "
-            "from the cache; run again to download it anew."
+            f"{repo}: {path.name} is damaged (hash {found[:12]}…, expected {expected[:12]}…) and was removed "
+            "from the cache; run again to download it."
         )
-
-
-def digest(path: Path, start: Callable = hashlib.sha256) -> str:
-    """The hex digest of a file's content, by the hash that `start` begins."""
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, start).hexdigest()
 
 
 @contextmanager
@@ -87,15 +81,17 @@ def _explained(repo: str, revision: str, name: str = "") -> Iterator[None]:
         yield
     except GatedRepoError:
         url = f"{constants.ENDPOINT}/{repo}"
-        raise UserError(f"{repo}: its owners want their terms accepted; do so at {url}, then {LOG_IN}.") from None
+        raise UserError(
+            f"{repo}: its owners require that you accept their terms; do so at {url}, then {LOG_IN}."
+        ) from None
     except RepositoryNotFoundError:
         raise UserError(
-            f"{repo}: the hub has no such repository, or it is private{nearest(repo, KNOWN)}; "
-            f"mend the name in params.yaml, or {LOG_IN}."
+            f"{repo}: the hub has no such repository, or it is private{did_you_mean(repo, KNOWN)}; "
+            f"correct the name in params.yaml, or {LOG_IN}."
         ) from None
     except HFValidationError as error:
         raise UserError(
-            f"{repo!r} is neither a folder that is there nor a hub id ({error}); mend params.yaml."
+            f"{repo!r} is neither an existing folder nor a hub id ({error}); correct params.yaml."
         ) from None
     except RevisionNotFoundError:
         raise UserError(
@@ -104,12 +100,12 @@ def _explained(repo: str, revision: str, name: str = "") -> Iterator[None]:
     except LocalEntryNotFoundError as error:
         raise UserError(_unreachable(repo, error)) from None
     except EntryNotFoundError:
-        raise UserError(f"{repo}: holds no file {name!r}; mend weights in params.yaml.") from None
+        raise UserError(f"{repo}: has no file {name!r}; correct `weights` in params.yaml.") from None
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):
             raise UserError(
-                f"{repo}: the hub refuses the token that was sent, or wants one (status {status}); {LOG_IN}."
+                f"{repo}: the hub rejected the token, or requires one (status {status}); {LOG_IN}."
             ) from None
         raise UserError(_unreachable(repo, error)) from None
     except HTTPError as error:
@@ -118,7 +114,7 @@ def _explained(repo: str, revision: str, name: str = "") -> Iterator[None]:
         if error.errno in REASONS:
             raise UserError(
                 f"{constants.HF_HUB_CACHE}: {repo} could not be written there: {REASONS[error.errno]}, "
-                "or set HF_HOME to another place."
+                "or set HF_HOME to another folder."
             ) from None
         if error.errno is not None and error.errno != errno.EIO:
             raise
@@ -126,8 +122,8 @@ def _explained(repo: str, revision: str, name: str = "") -> Iterator[None]:
 
 
 def _unreachable(repo: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    reason = in_one_line(error, 200)
     return (
         f"{repo}: could not be downloaded from {constants.ENDPOINT} ({reason}); check the network and run again: "
-        "the files that have arrived are kept."
+        "files that are complete are kept."
     )

@@ -1,0 +1,149 @@
+"""Measures the embedded models, writes what real recordings score, and the manifest that `fetch` verifies."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from corpus import INSTRUMENTS, SAMPLE_RATE
+from mel import SCALE, load, log_mel
+from music_ddpo.core import audio
+from music_ddpo.core.files import checksums, write_json
+from music_ddpo.core.params_file import load as load_params
+from music_ddpo.core.prompts import EMOTIONS_OF_QUADRANT, QUADRANTS, Prompt, fill, make_prompts
+from music_ddpo.core.randomness import random_generator
+from music_ddpo.machine.batches import choose
+from music_ddpo.measuring.clips import render
+from music_ddpo.model.audioldm2 import Generator
+from music_ddpo.model.policy import Policy
+from music_ddpo.rewards.base import Reward
+from music_ddpo.rewards.clap import Clap
+from music_ddpo.rewards.emopia import Emopia
+from music_ddpo.rewards.held_out import HeldOutClap
+from music_ddpo.weights.shipped import MANIFEST
+from train_clap import recording_is_spoiled
+
+MODELS = Path("build/models")
+EMOTIONS = [EMOTIONS_OF_QUADRANT[q][0] for q in QUADRANTS]
+SECONDS = 5
+
+
+def score(judge: Reward, waveforms: torch.Tensor, prompts: list[Prompt]):
+    return judge.score(waveforms, SAMPLE_RATE, prompts)
+
+
+def hears_instrument(clap: Clap, waveforms: torch.Tensor, prompts: list[Prompt], template: str) -> float:
+    """How often the prompt with the right instrument is nearer than those with the others."""
+    right = []
+    for waveform, prompt in zip(waveforms, prompts, strict=True):
+        texts = torch.stack([clap.embed_text(fill(template, prompt.emotion, i)) for i in INSTRUMENTS])
+        heard = (texts @ clap.embed_audio(waveform, SAMPLE_RATE).T).mean(1).argmax()
+        right.append(INSTRUMENTS[heard] == prompt.instrument)
+    return float(np.mean(right))
+
+
+def convergence(sound: torch.Tensor, target: torch.Tensor) -> float:
+    """Spectral convergence: relative error of the magnitude spectrogram, mean over clips."""
+    window = torch.hann_window(1024)
+    a, b = (torch.stft(x, 1024, 256, window=window, return_complex=True).abs() for x in (sound, target))
+    return float(((a - b).square().sum((1, 2)) / b.square().sum((1, 2))).sqrt().mean())
+
+
+def log_mel_distance(sound: torch.Tensor, target: torch.Tensor) -> float:
+    """Mean absolute difference of the log-mels, in dB."""
+    return float((log_mel(sound) - log_mel(target)).abs().mean() * SCALE * 20 / np.log(10))
+
+
+@torch.no_grad()
+def main() -> None:
+    torch.manual_seed(8)
+    params = load_params("../../params.yaml")
+    execution = choose(params.compute)
+    template = params.prompts.template
+    prompts = make_prompts(template, EMOTIONS, list(INSTRUMENTS))
+    generator = Generator.load(MODELS / "pipeline", torch.device("cpu"))
+    emopia, clap, player = (kind.load(MODELS, torch.device("cpu")) for kind in (Emopia, Clap, HeldOutClap))
+    metrics: dict[str, float] = {}
+
+    # Held-out recordings, as they are and after VAE and vocoder.
+    clips = load("held-out")
+    clean = [i for i in range(len(clips)) if not recording_is_spoiled("held-out", i)]
+    real = torch.from_numpy(clips[clean, : SECONDS * SAMPLE_RATE].astype(np.float32) / 32767)
+    asked = [prompts[i % 4 + 4 * (i // 4 % 4)] for i in clean]
+    mel = log_mel(real)
+    vocoded = torch.cat([generator.vocoder(m) for m in mel.split(16)])
+    decoded = torch.cat(
+        [generator.vocoder(generator.vae.decode(generator.vae.encode(m[:, None]).latent_dist.sample()).sample[:, 0])
+         for m in tqdm(mel.split(16), desc="decode held-out recordings")]
+    )  # fmt: skip
+    heard = {"recordings": real, "decoded": decoded}
+    for name, sound in heard.items():
+        metrics[f"emopia_accuracy_{name}"] = float(score(emopia, sound, asked).correct.mean())
+        judged = score(clap, sound, asked)
+        metrics[f"clap_emotion_accuracy_{name}"] = float(judged.correct.mean())
+        metrics[f"clap_instrument_accuracy_{name}"] = hears_instrument(clap, sound, asked, template)
+        metrics[f"clap_similarity_{name}"] = float(judged.value.mean())
+        metrics[f"player_clap_emotion_accuracy_{name}"] = float(score(player, sound, asked).correct.mean())
+    metrics["vocoder_spectral_convergence"] = convergence(vocoded, real)
+    metrics["vocoder_log_mel_distance_db"] = log_mel_distance(vocoded, real)
+    metrics["vae_and_vocoder_spectral_convergence"] = convergence(decoded, real)
+    metrics["vae_and_vocoder_log_mel_distance_db"] = log_mel_distance(decoded, real)
+    metrics["recordings"] = len(clean)
+
+    # What real recordings score, for the tables: the far end of the gap that training is to close.
+    reference: dict = {}
+    for judge, column in ((emopia, "correct"), (clap, "value"), (player, "value")):
+        values = getattr(score(judge, real, asked), column)
+        for instrument in INSTRUMENTS:
+            for emotion in EMOTIONS:
+                rows = [p.instrument == instrument and p.emotion == emotion for p in asked]
+                mean = round(float(values[rows].mean()), 4)
+                reference.setdefault(judge.name, {}).setdefault(instrument, {})[emotion] = mean
+    write_json(MODELS / "reference.json", reference)
+
+    # The generator: 32 clips for each prompt of the default study, and 4 for each of the other instruments.
+    policy = Policy(
+        generator, [p.text for p in prompts], params.prompts.negative, params.steps, SECONDS, params.guidance_scale,
+        params.evaluation.eta,
+    )  # fmt: skip
+    index = [i for i, p in enumerate(prompts) for _ in range(32 if p.instrument == "piano" else 4)]
+    noise = {i: random_generator(8, "measure", 0, i) for i in range(len(index))}
+    with tqdm(total=len(index) * params.steps, unit="step", desc="generate") as bar:
+        sound = torch.stack(render(policy, range(len(index)), dict(enumerate(index)), noise, execution, bar))
+    asked_of_it = [prompts[i] for i in index]
+    metrics["generated_instrument_accuracy_clap"] = hears_instrument(clap, sound, asked_of_it, template)
+    piano = [p.instrument == "piano" for p in asked_of_it]
+    judged = score(emopia, sound[piano], [p for p in asked_of_it if p.instrument == "piano"])
+    metrics["generated_emopia_accuracy"] = float(judged.correct.mean())
+    for i, emotion in enumerate(EMOTIONS):
+        own = judged.correct[32 * i : 32 * (i + 1)]
+        metrics[f"generated_emopia_accuracy_{emotion}"] = float(own.mean())
+        metrics[f"generated_best_of_32_{emotion}"] = float(own.max())
+    shares = [judged.predicted.count(q) / len(judged.predicted) for q in QUADRANTS]
+    metrics["generated_share_of_the_commonest_quadrant"] = max(shares)
+    values = score(clap, sound[piano], [p for p in asked_of_it if p.instrument == "piano"]).value
+    metrics["generated_clap_similarity"] = float(values.mean())
+
+    samples = Path("build/samples")
+    samples.mkdir(exist_ok=True)
+    for i, prompt in enumerate(prompts):
+        first = next(n for n, p in enumerate(asked) if p is prompt)
+        audio.write(samples / f"recording-{prompt.emotion}-{prompt.instrument}.wav", real[first], SAMPLE_RATE)
+        if prompt.instrument == "piano":
+            audio.write(samples / f"decoded-{prompt.emotion}-{prompt.instrument}.wav", decoded[first], SAMPLE_RATE)
+        made = sound[index.index(i)]
+        audio.write(samples / f"generated-{prompt.emotion}-{prompt.instrument}.wav", made, SAMPLE_RATE)
+
+    (MODELS / MANIFEST).unlink(missing_ok=True)
+    write_json(MODELS / MANIFEST, checksums(MODELS))
+    metrics["megabytes"] = sum(f.stat().st_size for f in MODELS.rglob("*") if f.is_file()) / 1e6
+    write_json("build/metrics.json", {key: round(value, 4) for key, value in metrics.items()})
+    print(json.dumps(metrics, indent=2))
+
+
+if __name__ == "__main__":
+    main()

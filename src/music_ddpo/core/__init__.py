@@ -1,0 +1,1 @@
+"""Foundations that every other part builds on: errors, files, randomness, prompts, audio, parameters."""

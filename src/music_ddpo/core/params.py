@@ -1,0 +1,296 @@
+"""The schema of params.yaml. docs/params.md explains every key, with its unit and the paper's value."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from string import Formatter
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from music_ddpo.core.errors import did_you_mean
+from music_ddpo.core.prompts import fill, quadrant_of
+
+SHIPPED = ("mini",)  # the models that are part of the repository
+PUBLISHED = ("audioldm2", "audioldm2-music", "audioldm2-large")  # the models that are on the hub
+REWARDS = Path(__file__).parents[1] / "rewards"
+NO_REWARDS = {"__init__", "base", "fetching", "finding", "mixture"}  # the other modules in that folder
+
+
+def known_rewards() -> list[str]:
+    """The name of every module or package in rewards/ that defines a reward; none of them is imported."""
+    names = {p.stem for p in REWARDS.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()}
+    return sorted(names - NO_REWARDS)
+
+
+def _number_or(word: str, kind: type, **bounds: float) -> BeforeValidator:
+    """The check of a key that takes a number of some kind, within bounds, or one word."""
+
+    def check(value: Any) -> Any:
+        if value == word:
+            return value
+        if isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool):
+            inside = bounds.get("least", -math.inf) <= value <= bounds.get("most", math.inf)
+            if math.isfinite(value) and inside and value > bounds.get("above", -math.inf):
+                return value
+        limits = "".join(
+            f" {words} {bounds[key]:g}"
+            for key, words in (("above", "greater than"), ("least", "of at least"), ("most", "of at most"))
+            if key in bounds and bounds[key] < 2**62
+        )
+        name = "whole number" if kind is int else "number"
+        raise ValueError(f"must be a {name}{limits}, or {word!r}")
+
+    return BeforeValidator(check)
+
+
+Positive = Annotated[int, Field(gt=0)]
+Batch = Annotated[Any, _number_or("auto", int, least=1)]
+
+
+class Group(BaseModel):
+    """A group of keys: unknown ones are refused, and none can be changed after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class AutoParams(Group):
+    """What `auto` stands for: one value for each model that is named, and one for all others (`otherwise`)."""
+
+    guidance_scale: dict[str, Annotated[float, Field(ge=1)]]
+    learning_rate: dict[str, Annotated[float, Field(gt=0)]]
+
+    @field_validator("*")
+    @classmethod
+    def covers_every_model(cls, values: dict[str, float]) -> dict[str, float]:
+        """Each key needs a value for models that it does not name."""
+        if "otherwise" not in values:
+            raise ValueError("must have a value for `otherwise`")
+        return values
+
+
+class PromptParams(Group):
+    """The group `prompts`."""
+
+    template: str
+    negative: str
+    emotions: list[str] = Field(min_length=1)
+    instruments: list[str] = Field(min_length=1)
+
+    @field_validator("template")
+    @classmethod
+    def names_both(cls, template: str) -> str:
+        """The template has both words and no other field."""
+        try:
+            fields = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+            if fields <= {"emotion", "instrument", "article"}:
+                fill(template, "happy", "piano")
+        except (ValueError, LookupError) as error:
+            raise ValueError(f"is not a template: {error}") from None
+        if not {"emotion", "instrument"} <= fields <= {"emotion", "instrument", "article"}:
+            raise ValueError("must contain {emotion} and {instrument}, may contain {article}, and no other braces")
+        return template
+
+    @field_validator("emotions")
+    @classmethod
+    def emotions_known(cls, emotions: list[str]) -> list[str]:
+        """Each emotion has a quadrant."""
+        for emotion in emotions:
+            quadrant_of(emotion)
+        return _distinct(emotions)
+
+    @field_validator("instruments")
+    @classmethod
+    def instruments_named(cls, instruments: list[str]) -> list[str]:
+        """Names are not empty."""
+        if not all(i.strip() for i in instruments):
+            raise ValueError("must not contain an empty name")
+        return _distinct(instruments)
+
+
+class DDPOParams(Group):
+    """The group `ddpo`."""
+
+    rounds: Positive
+    trajectories_per_round: Positive
+    updates_per_round: Positive
+    timesteps: str
+    learning_rate: Annotated[Any, _number_or("auto", float, above=0)]
+    adam_betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(min_length=2, max_length=2)
+    weight_decay: float = Field(ge=0)
+    clip_range: float = Field(gt=0)
+    advantage_clip: float = Field(gt=0)
+    advantage_window: Positive
+    max_gradient_norm: float = Field(gt=0)
+
+    @field_validator("timesteps")
+    @classmethod
+    def timesteps_known(cls, timesteps: str) -> str:
+        """The choice of steps can be parsed."""
+        if not re.fullmatch(r"all|(first|last) ([1-9]\d*|[1-9]\d?%)", timesteps):
+            raise ValueError('must be "all", "first N" or "last N", where N is a number of steps or a percentage')
+        return timesteps
+
+    @model_validator(mode="after")
+    def updates_have_trajectories(self) -> DDPOParams:
+        """Each update gets the same number of trajectories."""
+        if self.trajectories_per_round % self.updates_per_round:
+            raise ValueError(
+                f"ddpo.updates_per_round: {self.updates_per_round} must divide "
+                f"ddpo.trajectories_per_round, which is {self.trajectories_per_round}"
+            )
+        return self
+
+
+class LoRAParams(Group):
+    """The group `lora`."""
+
+    rank: Positive
+    alpha: float = Field(gt=0)
+
+
+class EvaluationParams(Group):
+    """The group `evaluation`."""
+
+    clips_per_emotion: Positive
+    eta: float = Field(ge=0, le=1)
+    confidence: float = Field(gt=0, lt=1)
+    bootstrap: int = Field(ge=100)
+
+
+class ClapWeights(Group):
+    """The group `weights.clap`."""
+
+    repo: str
+    file: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    architecture: Literal["HTSAT-tiny", "HTSAT-base", "HTSAT-large"]
+    text_model: str
+
+
+class WeightParams(Group):
+    """The group `weights`."""
+
+    revision: str = Field(min_length=1)
+    clap: ClapWeights
+    emopia: str = Field(min_length=1)
+
+
+class ComputeParams(Group):
+    """The group `compute`."""
+
+    device: str
+    processes: int = Field(ge=1)
+    precision: Literal["auto", "float32", "bfloat16"]
+    batch: Batch
+    decode_batch: Batch
+
+    @field_validator("device")
+    @classmethod
+    def device_known(cls, device: str) -> str:
+        """The device has a name that torch knows."""
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+            raise ValueError("must be auto, cpu, mps, cuda or cuda:N")
+        return device
+
+
+class Params(Group):
+    """The content of params.yaml. `auto` values that depend on the model are already replaced."""
+
+    model: str
+    seed: Annotated[Any, _number_or("random", int, least=0, most=2**63 - 1)]
+    duration: float = Field(gt=0, le=300)
+    steps: int = Field(ge=1, le=1000)
+    guidance_scale: Annotated[Any, _number_or("auto", float, least=1)]
+    rewards: list[str] = Field(min_length=1)
+    mixtures: dict[str, dict[str, Annotated[float, Field(gt=0)]]]
+    judges: list[str] = Field(min_length=1)
+    reward_form: Literal["value", "margin", "label"]
+    prompts: PromptParams
+    ddpo: DDPOParams
+    lora: LoRAParams
+    evaluation: EvaluationParams
+    weights: WeightParams
+    compute: ComputeParams
+    auto: AutoParams
+
+    @field_validator("model")
+    @classmethod
+    def model_known(cls, model: str) -> str:
+        """The model is a known name, a hub id or a folder."""
+        known = (*SHIPPED, *PUBLISHED)
+        if model not in known and "/" not in model and not Path(model).is_dir():
+            raise ValueError(
+                f"is not a known model ({', '.join(known)}), a hub id (owner/name) or a folder"
+                + did_you_mean(model, known)
+            )
+        return model
+
+    @field_validator("judges")
+    @classmethod
+    def judges_known(cls, judges: list[str]) -> list[str]:
+        """Each judge has a module in rewards/."""
+        known = known_rewards()
+        for judge in judges:
+            if judge not in known:
+                raise ValueError(
+                    f"contains {judge!r}, and src/music_ddpo/rewards/ has no {judge}.py (it has {', '.join(known)})"
+                    + did_you_mean(judge, known)
+                )
+        return _distinct(judges)
+
+    @model_validator(mode="after")
+    def rewards_are_judged(self) -> Params:
+        """Each reward is judged, or is a mixture of judged ones."""
+        for name, mix in self.mixtures.items():
+            if not name.isidentifier() or name in known_rewards():
+                raise ValueError(f"mixtures: {name!r} must be a word, and not the name of a reward")
+            if not mix:
+                raise ValueError(f"mixtures.{name}: must have at least one reward with its weight")
+            self._judged(mix, f"mixtures.{name}", self.judges)
+        _distinct(self.rewards, "rewards: ")
+        self._judged(self.rewards, "rewards", [*self.judges, *self.mixtures])
+        return self
+
+    def _judged(self, names: list[str] | dict[str, float], key: str, known: list[str]) -> None:
+        for name in names:
+            if name not in known:
+                hint = "; add it to `judges`" if name in known_rewards() else did_you_mean(name, known)
+                raise ValueError(f"{key}: {name!r} is neither among `judges` nor `mixtures` ({', '.join(known)}){hint}")
+            if name == "held_out":
+                raise ValueError(f"{key}: 'held_out' judges only; an adapter trained with it would have no such judge")
+
+    @model_validator(mode="after")
+    def timesteps_fit(self) -> Params:
+        """There are as many steps as are to be trained."""
+        if len(self.trained_steps) > self.steps:
+            raise ValueError(f"ddpo.timesteps: {self.ddpo.timesteps!r} is more than steps, which is {self.steps}")
+        return self
+
+    @property
+    def trained_steps(self) -> range:
+        """Indices of the denoising steps that are trained; step 0 is the noisiest (paper 5.2.4)."""
+        which, _, share = self.ddpo.timesteps.partition(" ")
+        if which == "all":
+            return range(self.steps)
+        count = math.ceil(self.steps * int(share[:-1]) / 100) if share.endswith("%") else int(share)
+        return range(count) if which == "first" else range(self.steps - count, self.steps)
+
+    def settled(self) -> Params:
+        """The same with a number in place of every `auto` whose value depends on the model."""
+
+        def value(key: str, given: Any) -> Any:
+            values = getattr(self.auto, key)
+            return values.get(self.model, values["otherwise"]) if given == "auto" else given
+
+        ddpo = self.ddpo.model_copy(update={"learning_rate": value("learning_rate", self.ddpo.learning_rate)})
+        return self.model_copy(update={"guidance_scale": value("guidance_scale", self.guidance_scale), "ddpo": ddpo})
+
+
+def _distinct(words: list[str], key: str = "") -> list[str]:
+    twice = sorted({w for w in words if words.count(w) > 1})
+    if twice:
+        raise ValueError(f"{key}must not contain {twice[0]!r} twice")
+    return words

@@ -1,0 +1,80 @@
+"""Prompts: a template filled with an emotion and an instrument, and the quadrant of the emotion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from music_ddpo.core.errors import UserError
+
+QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
+
+# The quadrants of Russell's valence-arousal plane in EMOPIA's order (Hung et al., 2021). The first word of each row is
+# one of the paper's four emotions; all sixteen words are its sixteen emotions.
+EMOTIONS_OF_QUADRANT = {
+    "Q1": ("happy", "joyful", "cheerful", "excited"),
+    "Q2": ("angry", "furious", "tense", "aggressive"),
+    "Q3": ("sad", "gloomy", "melancholic", "sorrowful"),
+    "Q4": ("tender", "calm", "peaceful", "gentle"),
+}
+QUADRANT_OF_EMOTION = {emotion: q for q, emotions in EMOTIONS_OF_QUADRANT.items() for emotion in emotions}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the generator is asked for, and what a reward needs to judge the result.
+
+    Attributes
+    ----------
+    text
+        The sentence for the generator, for example "A recording of an angry piano solo, high quality".
+    emotion, instrument
+        The words that were filled in.
+    quadrant
+        "Q1" to "Q4": the quadrant of the emotion, which is the class that EMOPIA should predict.
+    alternatives
+        The same sentence with each emotion of the study, in order; `text` is one of them.
+    alternative_quadrants
+        The quadrant of each alternative.
+    """
+
+    text: str
+    emotion: str
+    instrument: str
+    quadrant: str
+    alternatives: tuple[str, ...]
+    alternative_quadrants: tuple[str, ...]
+
+
+def quadrant_of(emotion: str) -> str:
+    """The quadrant "Q1" to "Q4" of an emotion; `UserError` for an unknown word."""
+    if emotion not in QUADRANT_OF_EMOTION:
+        known = "; ".join(f"{q}: {', '.join(words)}" for q, words in EMOTIONS_OF_QUADRANT.items())
+        raise UserError(f"prompts.emotions: no quadrant is known for {emotion!r}. Known emotions are {known}.")
+    return QUADRANT_OF_EMOTION[emotion]
+
+
+def fill(template: str, emotion: str, instrument: str) -> str:
+    """The template with `{emotion}`, `{instrument}` and, where present, `{article}` (a or an) filled in."""
+    article = "an" if emotion[0] in "aeiou" else "a"
+    return template.format(emotion=emotion, instrument=instrument, article=article)
+
+
+def make_prompts(template: str, emotions: Sequence[str], instruments: Sequence[str]) -> list[Prompt]:
+    """One prompt for each pair of emotion and instrument.
+
+    The emotion changes first, so any n consecutive prompts are balanced over the emotions.
+    """
+    quadrants = tuple(quadrant_of(e) for e in emotions)
+    return [
+        Prompt(
+            text=fill(template, emotion, instrument),
+            emotion=emotion,
+            instrument=instrument,
+            quadrant=quadrant_of(emotion),
+            alternatives=tuple(fill(template, e, instrument) for e in emotions),
+            alternative_quadrants=quadrants,
+        )
+        for instrument in instruments
+        for emotion in emotions
+    ]

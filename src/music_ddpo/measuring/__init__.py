@@ -1,0 +1,1 @@
+"""Measuring what training did: clips, judgements, statistics, tables, model cards."""

@@ -1,0 +1,104 @@
+"""The scores of a study, and the estimates that follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+import numpy as np
+import pandas as pd
+
+from music_ddpo.core.params import EvaluationParams
+from music_ddpo.measuring.statistics import Estimate, bootstrap, proportion
+
+
+class Study:
+    """The scores of the untouched model's clips and of each adapter's.
+
+    Parameters
+    ----------
+    original, trained
+        Tables of `judging.judge`; `trained` by the name of the adapter. Row i of each was generated from the same
+        noise.
+    rewards
+        The rewards that each adapter was trained with: its own, or the parts of a mixture.
+    reference
+        Scores of real recordings, {judge: {instrument: {emotion: headline}}}; may be empty.
+    """
+
+    def __init__(
+        self,
+        original: pd.DataFrame,
+        trained: Mapping[str, pd.DataFrame],
+        rewards: Mapping[str, Sequence[str]],
+        reference: dict,
+        settings: EvaluationParams,
+        seed: int,
+    ):
+        self.original = original
+        self.trained = trained
+        self.rewards = rewards
+        self.reference = reference
+        self.settings = settings
+        self.seed = seed
+        names = [column.removesuffix("_headline") for column in original if column.endswith("_headline")]
+        self.judges: dict[str, str] = {name: original[f"{name}_headline"].iloc[0] for name in names}
+        self.emotions: list[str] = list(dict.fromkeys(original["emotion"]))
+        self.estimate = cache(self.estimate)  # type: ignore[method-assign]
+        self.gain = cache(self.gain)  # type: ignore[method-assign]
+        self.gap_closed = cache(self.gap_closed)  # type: ignore[method-assign]
+
+    def table(self, adapter: str | None) -> pd.DataFrame:
+        """The scores of an adapter's clips (None: the untouched model's)."""
+        return self.original if adapter is None else self.trained[adapter]
+
+    def estimate(self, judge: str, adapter: str | None, emotion: str | None = None) -> Estimate:
+        """A judge's headline number for an adapter (None: the untouched model), of all clips or of one emotion's."""
+        values = self._values(self.table(adapter), judge, emotion)
+        if self.judges[judge] == "accuracy":
+            return proportion(int(values.sum()), len(values), self.settings.confidence)
+        return self._bootstrap((values,), lambda mean: mean)
+
+    def gain(self, judge: str, adapter: str, emotion: str | None = None) -> Estimate:
+        """Trained less original: the paired difference of a judge's headline number."""
+        return self._bootstrap(self._paired(judge, adapter, emotion), lambda before, after: after - before)
+
+    def real(self, judge: str) -> float | None:
+        """The headline number of real recordings with these emotions and instruments; None if not all are known."""
+        scores = self.reference.get(judge, {})
+        pairs = zip(self.original["instrument"], self.original["emotion"], strict=True)
+        found = [scores.get(instrument, {}).get(emotion) for instrument, emotion in pairs]
+        return None if None in found else float(np.mean(found))
+
+    def gap_closed(self, judge: str, adapter: str) -> Estimate | None:
+        """The gain as a share of the gap between the untouched model and real recordings.
+
+        None if there are no recordings, or if the gap is not significant.
+        """
+        real = self.real(judge)
+        if real is None or real <= self.estimate(judge, None).high:
+            return None
+
+        def share(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+            return (after - before) / np.maximum(real - before, 1e-9)
+
+        return self._bootstrap(self._paired(judge, adapter, None), share)
+
+    def confusion(self, judge: str, adapter: str | None) -> pd.DataFrame | None:
+        """For each clip the quadrant of the prompt and the one that the judge hears; None if it predicts none."""
+        table = self.table(adapter)
+        if f"{judge}_predicted" not in table:
+            return None
+        return pd.DataFrame({"asked": table["quadrant"], "heard": table[f"{judge}_predicted"]})
+
+    def _bootstrap(self, columns: tuple[np.ndarray, ...], statistic) -> Estimate:
+        return bootstrap(columns, statistic, self.settings.confidence, self.settings.bootstrap, self.seed)
+
+    def _values(self, table: pd.DataFrame, judge: str, emotion: str | None) -> np.ndarray:
+        column = "correct" if self.judges[judge] == "accuracy" else "value"
+        rows = table if emotion is None else table[table["emotion"] == emotion]
+        return rows[f"{judge}_{column}"].to_numpy(float)
+
+    def _paired(self, judge: str, adapter: str, emotion: str | None) -> tuple[np.ndarray, np.ndarray]:
+        before, after = (self._values(self.table(a), judge, emotion) for a in (None, adapter))
+        return before, after

@@ -1,0 +1,57 @@
+"""LoRA on the cross-attention layers of the UNet: add, save, load. Everything else stays frozen."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from music_ddpo.core.errors import UserError, in_one_line
+from music_ddpo.core.files import whole
+from music_ddpo.model.audioldm2 import Generator
+
+# `attn2` is the cross-attention of each transformer block (on GPT-2's tokens and on T5's).
+TARGETS = r".*\.attn2\.(to_q|to_k|to_v|to_out\.0)"
+
+
+def add(generator: Generator, rank: int, alpha: float, seed: int) -> list[nn.Parameter]:
+    """Adds a new adapter to the generator's UNet; returns its parameters, float32.
+
+    A new adapter does not change the output: its B matrices are zero. Its A matrices depend on `seed` only.
+    """
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS, bias="none")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed % 2**63)
+        generator.unet = get_peft_model(generator.unet, config)
+    return parameters(generator)
+
+
+def parameters(generator: Generator) -> list[nn.Parameter]:
+    """The trainable parameters, in the model's order."""
+    return [p for p in generator.unet.parameters() if p.requires_grad]
+
+
+def save(generator: Generator, folder: Path | str) -> None:
+    """Writes the adapter as a PEFT folder, which stock `peft` loads onto a stock pipeline's UNet."""
+    with whole(folder) as partial:
+        generator.unet.save_pretrained(partial)
+        (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+
+
+def load(generator: Generator, folder: Path | str) -> None:
+    """Adds a saved adapter to the generator's UNet, frozen; `UserError` if it is missing or damaged."""
+    folder = Path(folder)
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder}: contains no adapter (no adapter_config.json); run `dvc repro`.")
+    try:
+        with warnings.catch_warnings():  # peft only warns of an adapter that does not match
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            generator.unet = PeftModel.from_pretrained(generator.unet, folder).eval()
+    except Exception as error:
+        raise UserError(
+            f"{folder}: the adapter could not be loaded ({in_one_line(error)}); it is damaged or was trained on "
+            f"another model: train it again with `dvc repro -f train@{folder.name}`."
+        ) from error

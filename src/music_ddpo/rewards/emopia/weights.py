@@ -1,0 +1,91 @@
+"""The authors' EMOPIA checkpoint: downloaded or given, then converted to safetensors."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+
+import gdown
+from safetensors.torch import save_file
+
+from music_ddpo.core.errors import UserError, in_one_line
+from music_ddpo.core.files import digest, whole
+from music_ddpo.rewards.emopia.network import SETTINGS, WEIGHTS
+from music_ddpo.weights.checkpoints import state_dict
+
+DRIVE_ID = "1L_NOVKCElwcYUEAKp1-FZj_G6Hcq2g2c"  # on Google Drive; linked by the authors' repository EMOPIA_cls
+PART = "wav/ar_va"  # in the authors' folders, the audio classifier of four quadrants
+CHECKPOINT = "best.ckpt"
+HELP = (
+    "get the zip that the authors' repository (github.com/SeungHeonDoh/EMOPIA_cls) links to, and set weights.emopia "
+    "to its path, or to a folder with best.ckpt and hparams.yaml"
+)
+TERMS = "Licence: EMOPIA classifier: made from the EMOPIA dataset, CC BY-NC-SA 4.0, non-commercial use only."
+
+
+def fetch(place: str, target: Path) -> str:
+    """Writes the EMOPIA classifier, as safetensors, to the folder `target`; returns where it comes from.
+
+    Parameters
+    ----------
+    place
+        The authors' zip, or a folder with its content; "auto" downloads the zip once.
+    """
+    path = _download() if place == "auto" else Path(place).expanduser()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, name = _find(path, Path(scratch))
+        states = state_dict(folder / CHECKPOINT, "model.", f"{name}/{CHECKPOINT}")
+        found = digest(folder / CHECKPOINT)
+        save_file(states, target / WEIGHTS)
+        shutil.copyfile(folder / SETTINGS, target / SETTINGS)
+    print(TERMS)
+    return f"{path.name} ({CHECKPOINT} SHA-256 {found})"
+
+
+def _download() -> Path:
+    """The authors' zip in the cache; downloaded if it is not there."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "music-ddpo"
+    path = cache / "EMOPIA_cls.zip"
+    if not path.is_file():
+        try:
+            with whole(path) as partial:
+                gdown.download(id=DRIVE_ID, output=str(partial))
+                with zipfile.ZipFile(partial) as archive:
+                    damaged = archive.testzip()
+                if damaged:
+                    raise ValueError(f"{damaged} in it is damaged")
+        except UserError:
+            raise
+        except Exception as error:  # of gdown, of requests, or of a web page in place of the file
+            raise UserError(
+                f"weights.emopia: the download from Google Drive failed ({in_one_line(error, 200)}); {HELP}."
+            ) from error
+    return path
+
+
+def _find(path: Path, scratch: Path) -> tuple[Path, str]:
+    """The folder with best.ckpt and hparams.yaml, unpacked to `scratch` if they are in a zip, and its name."""
+    wanted = (CHECKPOINT, SETTINGS)
+    if path.is_dir():
+        for folder in (path, *sorted(p for p in path.rglob(PART) if p.is_dir())):
+            if all((folder / name).is_file() for name in wanted):
+                return folder, str(folder)
+    elif path.is_file():
+        try:
+            with zipfile.ZipFile(path) as archive:
+                for name in wanted:
+                    inside = [n for n in archive.namelist() if f"/{n}".endswith(f"/{PART}/{name}")]
+                    if inside:
+                        with archive.open(inside[0]) as packed, (scratch / name).open("wb") as file:
+                            shutil.copyfileobj(packed, file)
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+            raise UserError(f"weights.emopia: {path} is not a zip, or a damaged one ({error}); {HELP}.") from None
+        if all((scratch / name).is_file() for name in wanted):
+            return scratch, f"{path}: {PART}"
+    else:
+        raise UserError(f"weights.emopia: {path} does not exist; {HELP}.")
+    raise UserError(f"weights.emopia: {path} has no {PART}/{wanted[0]} with its {wanted[1]}; {HELP}.")

@@ -1,0 +1,93 @@
+"""Brings everything that a study needs: the generator, and the weights of every judge, with their checksums."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from music_ddpo.core.files import checksums, digest, remove, whole, write_json
+from music_ddpo.core.params import REWARDS, WeightParams
+from music_ddpo.rewards.finding import PACKAGE, reward_class
+from music_ddpo.weights import pipelines, shipped
+from music_ddpo.weights.manifests import MANIFEST, read_manifest
+from music_ddpo.weights.sources import HUB, LICENCES, SHIPPED, TERMS
+
+
+def fetch(
+    model: str, settings: WeightParams, judges: Sequence[str], mixtures: Mapping[str, Mapping[str, float]], target: Path
+) -> dict[str, str]:
+    """Writes pipeline/, rewards/<name>/, manifest.json and reference.json to `target`.
+
+    Each is written completely or not at all. manifest.json has the checksums of the pipeline, reference.json the scores
+    of real recordings, if the model comes with them.
+
+    Parameters
+    ----------
+    model, settings, judges, mixtures
+        As in params.yaml.
+
+    Returns
+    -------
+    Where each part comes from: "model", "revision", "license", and one entry for each judge.
+
+    Raises
+    ------
+    UserError
+        If a part is missing, damaged or altered, or cannot be downloaded.
+    """
+    remove(target / "rewards")
+    came = {name: fetch_reward(name, target, model, settings) for name in judges}
+    for name, parts in mixtures.items():
+        write_mixture(name, parts, target)
+    reference: dict = {}
+    if model in SHIPPED:
+        revision = shipped.copy(SHIPPED[model], "pipeline", target / "pipeline")
+        reference = shipped.read_reference(SHIPPED[model])
+    else:
+        folder, model = Path(model).expanduser(), HUB.get(model, model)
+        with whole(target / "pipeline") as partial:
+            revision = pipelines.take(folder if folder.is_dir() else model, settings.revision, partial)
+        print("Licence:", TERMS.get(model, f"{model}: see its publication for its terms."))
+    write_json(target / "reference.json", reference)
+    write_json(target / "manifest.json", checksums(target / "pipeline"))
+    return {"model": model, "revision": revision, "license": LICENCES.get(model, "unknown")} | came
+
+
+def fetch_reward(name: str, models: Path, model: str, settings: WeightParams) -> str:
+    """Brings the weights of a reward to `models`/rewards/<name>, with a manifest; returns where they come from."""
+    kind, folder = reward_class(name), models / "rewards" / name
+    with whole(folder) as partial:
+        partial.mkdir()
+        came = kind.fetch(partial, model, settings)
+        manifest = {"weights": checksums(partial), "code": code_of(name)}
+        shortest = kind.shortest_clip(partial)
+        write_json(partial / MANIFEST, manifest | ({"shortest_clip": shortest} if shortest else {}))
+    return came
+
+
+def write_mixture(name: str, parts: Mapping[str, float], models: Path) -> None:
+    """Writes the manifest of a mixture: its weights, and the manifest of each part."""
+    manifests = {part: read_manifest(part, models) for part in parts}
+    with whole(models / "rewards" / name) as partial:
+        partial.mkdir()
+        write_json(partial / MANIFEST, {"mix": dict(parts), "parts": manifests})
+
+
+def code_of(name: str) -> dict[str, str]:
+    """SHA-256 of the files in rewards/ that a reward is computed with: its own, and those that they import."""
+    own = REWARDS / name
+    todo = [*own.rglob("*.py")] if own.is_dir() else [REWARDS / f"{name}.py"]
+    todo += [REWARDS / "__init__.py", REWARDS / "finding.py"]
+    code: dict[str, str] = {}
+    while todo:
+        path = todo.pop()
+        key = path.relative_to(REWARDS).as_posix()
+        if key in code:
+            continue
+        code[key] = digest(path)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE + "."):
+                place = REWARDS / Path(*(node.module or "").split(".")[2:])
+                todo.append(place / "__init__.py" if place.is_dir() else place.with_suffix(".py"))
+    return dict(sorted(code.items()))

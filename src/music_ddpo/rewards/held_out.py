@@ -1,0 +1,29 @@
+"""The `held_out` judge: the CLAP inside the generator. No adapter is trained with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from music_ddpo.rewards.clap.hf import TransformersEncoder
+from music_ddpo.rewards.clap.reward import Clap, require
+
+
+class HeldOutClap(Clap):
+    """CLAP's similarity by the generator's own text encoder: it judges every clip and rewards none."""
+
+    name = "held_out"
+
+    @classmethod
+    def fetch(cls, folder: Path, *_: object) -> str:
+        """Brings nothing: the weights are part of the pipeline."""
+        return "text encoder of the model"
+
+    @classmethod
+    def load(cls, models: Path, device: torch.device) -> HeldOutClap:
+        """Loads it from the pipeline."""
+        folder = models / "pipeline"
+        require(folder)
+        model, extractor, tokenizer = (folder / name for name in ("text_encoder", "feature_extractor", "tokenizer"))
+        return cls(TransformersEncoder(model, extractor, tokenizer, device))

@@ -1,0 +1,75 @@
+"""The training loop: sample, score, learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from music_ddpo.core.params import DDPOParams, Params
+from music_ddpo.core.prompts import Prompt
+from music_ddpo.core.randomness import random_generator
+from music_ddpo.machine import processes
+from music_ddpo.machine.batches import Execution, full_memory_explained, portions
+from music_ddpo.model.policy import Policy, Trajectories
+from music_ddpo.rewards.base import Reward
+from music_ddpo.training.checkpoint import Run
+from music_ddpo.training.ddpo import advantages, update
+from music_ddpo.training.record import Round
+
+
+def train(
+    policy: Policy, reward: Reward, prompts: Sequence[Prompt], params: Params, seed: int, execution: Execution, run: Run
+) -> None:
+    """Raises the reward of the policy's clips, round by round.
+
+    A round is a transaction: it depends only on what `run` has saved (adapter, optimizer, reward history) and on seeded
+    noise, so a round that was interrupted is simply done again.
+    """
+    ddpo, form = params.ddpo, params.reward_form
+    groups = own_clips(ddpo, execution.batch)
+    for round in range(run.rounds_done, ddpo.rounds):
+        index = torch.arange(round * ddpo.trajectories_per_round, (round + 1) * ddpo.trajectories_per_round)
+        prompt = index % len(prompts)
+        asked = [prompts[i] for i in prompt]
+        with run.progress.round(round) as progress, full_memory_explained("batch", execution.batch):
+            paths = {}
+            for clips in (clips for group in groups for clips in group):  # sample
+                noise = [random_generator(seed, "train", round, clip) for clip in clips]
+                paths[clips] = policy.sample(prompt[clips.start : clips.stop], noise, progress.sampled)
+
+            rewards, judged = score(
+                policy, reward, paths, asked, form, execution.decode_batch, progress.scored
+            )  # score
+
+            advantage = advantages(rewards, prompt, run.history, ddpo.advantage_window, ddpo.advantage_clip)
+            minibatches = [[(paths[c], advantage[c.start : c.stop]) for c in group] for group in groups]
+            learnt = update(policy, run.optimizer, minibatches, params.trained_steps, ddpo, progress.learnt)  # learn
+        run.finish(Round.of(round, rewards, judged, [p.emotion for p in asked], processes.gather([learnt])))
+
+
+def own_clips(ddpo: DDPOParams, batch: int) -> list[list[range]]:
+    """The clips of this process in a round: for each minibatch, the groups that are sampled and trained together."""
+    share = ddpo.trajectories_per_round // ddpo.updates_per_round
+    own = processes.own(share)
+    return [
+        list(portions(range(first + own.start, first + own.stop), batch))
+        for first in range(0, ddpo.trajectories_per_round, share)
+    ]
+
+
+def score(
+    policy: Policy, reward: Reward, paths: dict[range, Trajectories], asked: Sequence[Prompt], form: str, batch: int,
+    progress,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """The reward of each clip of the round, of all processes, float32 [clips], and whether it could be judged."""
+    rows: list[tuple[int, float, bool]] = []
+    for clips, path in paths.items():
+        for part in portions(clips, batch):
+            x_0 = path.x[part.start - clips.start : part.stop - clips.start, -1]
+            with full_memory_explained("decode_batch", len(part)):
+                heard = reward.score(policy.decode(x_0), policy.sample_rate, asked[part.start : part.stop])
+            rows += zip(part, heard.reward(form).tolist(), heard.judged.tolist(), strict=True)
+            progress(len(part))
+    _, rewards, judged = zip(*sorted(processes.gather(rows)), strict=True)
+    return torch.tensor(rewards), torch.tensor(judged)

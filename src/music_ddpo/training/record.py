@@ -1,0 +1,83 @@
+"""The record of a training: the reward curve and its summary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+
+from music_ddpo.training.ddpo import Learnt
+
+
+@dataclass
+class Round:
+    """One round of sample, score, learn: a row of the reward curve.
+
+    Attributes
+    ----------
+    reward, reward_std, by_emotion
+        Mean and standard deviation over all clips, and the mean for each emotion.
+    unjudged
+        Clips that could not be judged.
+    clip_fraction, kl, gradient_norm, ratio_error
+        See `ddpo.Learnt`; of all processes.
+    """
+
+    round: int
+    reward: float
+    reward_std: float
+    by_emotion: dict[str, float]
+    unjudged: int
+    clip_fraction: float
+    kl: float
+    gradient_norm: float
+    ratio_error: float
+
+    @classmethod
+    def of(
+        cls, round: int, rewards: torch.Tensor, judged: torch.Tensor, emotions: Sequence[str], learnt: Sequence[Learnt]
+    ) -> Round:
+        """Puts together the rewards of all clips and what each process learnt."""
+        return cls(
+            round=round,
+            reward=rewards.mean().item(),
+            reward_std=rewards.std(correction=0).item(),
+            by_emotion={e: rewards[[x == e for x in emotions]].mean().item() for e in dict.fromkeys(emotions)},
+            unjudged=int((~judged).sum()),
+            clip_fraction=sum(x.clip_fraction for x in learnt),
+            kl=sum(x.kl for x in learnt),
+            gradient_norm=learnt[0].gradient_norm,
+            ratio_error=max(x.ratio_error for x in learnt),
+        )
+
+
+def reward_curve(rounds: Sequence[Round]) -> pd.DataFrame:
+    """One row for each round and series ("all", then each emotion), for "all" with a band of one deviation."""
+    rows: list[dict[str, object]] = []
+    for r in rounds:
+        row = {"round": r.round + 1, "series": "all", "reward": r.reward}
+        rows.append(row | {"low": r.reward - r.reward_std, "high": r.reward + r.reward_std})
+        rows += [{"round": r.round + 1, "series": e, "reward": reward} for e, reward in r.by_emotion.items()]
+    return pd.DataFrame(rows, columns=["round", "series", "reward", "low", "high"]).round(6)
+
+
+def summary(rounds: Sequence[Round], seed: int) -> dict[str, float]:
+    """The closing numbers of a training; `first` and `last` are means over a quarter of its rounds."""
+    quarter = max(1, len(rounds) // 4)
+
+    def mean(name: str, part: Sequence[Round]) -> float:
+        return round(sum(getattr(r, name) for r in part) / len(part), 6)
+
+    return {
+        "reward_first": mean("reward", rounds[:quarter]),
+        "reward_last": mean("reward", rounds[-quarter:]),
+        "reward_std_last": mean("reward_std", rounds[-quarter:]),
+        "clip_fraction": mean("clip_fraction", rounds),
+        "approximate_kl": float(f"{sum(r.kl for r in rounds) / len(rounds):.4g}"),
+        "gradient_norm": mean("gradient_norm", rounds),
+        "ratio_error_at_first_update": max(r.ratio_error for r in rounds),
+        "unjudged_clips": sum(r.unjudged for r in rounds),
+        "seed": seed,
+    }

@@ -1,0 +1,142 @@
+"""The embedded models, small params, copies of the project, and commands that run in them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from music_ddpo.core.params_file import parse
+from music_ddpo.core.prompts import make_prompts
+from music_ddpo.machine.batches import Execution
+from music_ddpo.model.policy import Policy, Trajectories
+
+PROJECT = Path(__file__).parents[2]
+MINI = PROJECT / "mini" / "models"
+CPU = torch.device("cpu")
+
+# A study that takes seconds: all the code, no meaningful result.
+SMALL = {
+    "steps": 4,
+    "ddpo.rounds": 2,
+    "ddpo.trajectories_per_round": 8,
+    "ddpo.updates_per_round": 2,
+    "ddpo.timesteps": "all",
+    "evaluation.clips_per_emotion": 2,
+    "evaluation.bootstrap": 200,
+}
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+PROMPT = "A recording of an angry piano solo, high quality"
+NEGATIVE = "Low quality, multiple sound sources"
+
+
+def params_with(**changes: Any) -> dict[str, Any]:
+    """The content of the shipped params.yaml, small, with `changes` (double underscores for dots)."""
+    content = yaml.safe_load((PROJECT / "params.yaml").read_text())
+    for key, value in (SMALL | {k.replace("__", "."): v for k, v in changes.items()}).items():
+        *groups, last = key.split(".")
+        group = content
+        for name in groups:
+            group = group[name]
+        group[last] = value
+    return content
+
+
+def set_params(folder: Path, **changes: Any) -> None:
+    """Writes small params, with `changes`, for the CPU."""
+    content = params_with(**{"compute__device": "cpu"} | changes)
+    (folder / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def execution(batch: int = 8, decode_batch: int = 8, dtype: torch.dtype = torch.float32) -> Execution:
+    """Fixed batches on the CPU."""
+    return Execution(CPU, dtype, batch, decode_batch)
+
+
+def prompts_of(params) -> list:
+    """The training prompts of params."""
+    return make_prompts(params.prompts.template, params.prompts.emotions, params.prompts.instruments)
+
+
+def small(**changes: Any):
+    """Small params, typed."""
+    return parse(params_with(compute__device="cpu", **changes))
+
+
+def sampled(policy: Policy, noise: list[torch.Generator]) -> Trajectories:
+    """One clip of each of the policy's prompts."""
+    return policy.sample(torch.arange(len(noise)), noise)
+
+
+def python_in(markdown: str) -> str:
+    """The only block of Python in it."""
+    (lines,) = re.findall(r"```python\n(.*?)```", markdown, re.DOTALL)
+    return lines
+
+
+def run(folder: Path, *command: str, env: dict[str, str] | None = None, **options) -> subprocess.CompletedProcess:
+    """Runs a command in a folder with this Python's environment, and `env` on top; returns what it printed."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PYTHONWARNINGS": "ignore::DeprecationWarning"} | (env or {})
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, **options)
+
+
+def succeed(folder: Path, *command: str, env: dict[str, str] | None = None) -> str:
+    """Runs a command that must succeed; its standard output."""
+    done = run(folder, *command, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def copy_of_project(folder: Path) -> Path:
+    """A git repository with the content of a fresh clone of the project, and small params."""
+    tracked = run(PROJECT, "git", "ls-files", "--cached", "--others", "--exclude-standard").stdout.split()
+    for name in tracked:
+        if (PROJECT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(PROJECT / name, folder / name)
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    set_params(folder)
+    for command in (
+        ["git", "init", "-q"],
+        ["git", "config", "user.name", "test"],
+        ["git", "config", "user.email", "test@localhost"],
+        ["git", "add", "-A"],
+        ["git", "commit", "-qm", "copy"],
+    ):
+        succeed(folder, *command)
+    return folder
+
+
+def copy_for_stages(project: Path, folder: Path) -> Path:
+    """A copy of a project without what stages do not need, and without the results of earlier ones."""
+    return shutil.copytree(project, folder, ignore=shutil.ignore_patterns("mini", ".git", "clips", "adapters"))
+
+
+def trained(folder: Path, reward: str = "emopia") -> dict[str, torch.Tensor]:
+    """The weights of an adapter."""
+    return load_file(folder / "models" / "adapters" / reward / "adapter_model.safetensors")
+
+
+def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two adapters are equal."""
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Half-written files and checkpoints."""
+    return [*folder.rglob("*.partial"), *(folder / ".checkpoints").glob("*")]
+
+
+def messages(stderr: str) -> list[str]:
+    """All lines but progress bars and the lines of finished rounds."""
+    lines = [line.strip() for line in re.split(r"[\r\n]+", stderr)]
+    return [line for line in lines if line and "%|" not in line and "it/s" not in line and ": reward " not in line]
