@@ -80,7 +80,7 @@ def generate(
     prompts: tuple[str, ...], out: Path, adapter: Path | None, compare: bool, takes: int, seed: int, model: Path,
     **options: Any,
 ) -> None:  # fmt: skip
-    r"""Writes a clip for each PROMPT as a 16-bit WAV file. A clip that exceeds full scale is scaled down as a whole.
+    """Writes a clip for each PROMPT as a 16-bit WAV file. A clip that exceeds full scale is scaled down as a whole.
 
     Options that are not given come from params.yaml in this folder (--eta: evaluation.eta). Without that file they are
     AudioLDM 2's own: 10 s, 200 steps, guidance 3.5, no negative prompt, eta 0.
@@ -89,9 +89,9 @@ def generate(
     a clip. Existing files are replaced.
 
     \b
-    music-ddpo generate "A recording of an angry piano solo, high quality" \
+    music-ddpo generate "A recording of an angry piano solo, high quality" \\
         --adapter models/adapters/emopia --compare --out angry.wav
-    """
+    """  # noqa: D301
     if compare and adapter is None:
         raise click.UsageError("--compare compares the untouched model with an adapter; add --adapter FOLDER.")
     from music_ddpo import generation  # late: it imports torch and diffusers

@@ -97,7 +97,7 @@ class Policy:
         return Trajectories(prompt, torch.stack(path, 1), torch.stack(log_probs, 1))
 
     def log_prob(self, paths: Trajectories, step: int) -> torch.Tensor:
-        """The log-probability log p_theta(x_{t-1} | x_t, c) of one step of the clips under the current policy, float32 [clips].
+        """Computes log p_theta(x_{t-1} | x_t, c) of one step under the current policy, float32 [clips].
 
         The same clips in the same batch give the same bits as in `sample`, as long as the weights are the same.
         """

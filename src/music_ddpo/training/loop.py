@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -33,18 +33,17 @@ def train(
         prompt = index % len(prompts)
         asked = [prompts[i] for i in prompt]
         with run.progress.round(round) as progress, full_memory_explained("batch", execution.batch):
+            # sample: x_T, ..., x_0 and their log-probabilities
             paths = {}
-            for clips in (clips for group in groups for clips in group):  # sample
+            for clips in (clips for group in groups for clips in group):
                 noise = [random_generator(seed, "train", round, clip) for clip in clips]
                 paths[clips] = policy.sample(prompt[clips.start : clips.stop], noise, progress.sampled)
-
-            rewards, judged = score(
-                policy, reward, paths, asked, form, execution.decode_batch, progress.scored
-            )  # score
-
+            # score: r(x_0, c)
+            rewards, judged = score(policy, reward, paths, asked, form, execution.decode_batch, progress.scored)
             advantage = advantages(rewards, prompt, run.history, ddpo.advantage_window, ddpo.advantage_clip)
+            # learn: section 4.2
             minibatches = [[(paths[c], advantage[c.start : c.stop]) for c in group] for group in groups]
-            learnt = update(policy, run.optimizer, minibatches, params.trained_steps, ddpo, progress.learnt)  # learn
+            learnt = update(policy, run.optimizer, minibatches, params.trained_steps, ddpo, progress.learnt)
         run.finish(Round.of(round, rewards, judged, [p.emotion for p in asked], processes.gather([learnt])))
 
 
@@ -60,7 +59,7 @@ def own_clips(ddpo: DDPOParams, batch: int) -> list[list[range]]:
 
 def score(
     policy: Policy, reward: Reward, paths: dict[range, Trajectories], asked: Sequence[Prompt], form: str, batch: int,
-    progress,
+    progress: Callable[[int], object],
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """The reward of each clip of the round, of all processes, float32 [clips], and whether it could be judged."""
     rows: list[tuple[int, float, bool]] = []
