@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import constants
 
 from helpers.hub import Hub, reach
-from helpers.project import CPU, MINI, copy_for_stages, copy_of_project, set_params, succeed
+from helpers.project import CPU, MINI, copy_for_stages, copy_of_project, load_generator, set_params, succeed
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at a time, and would compete for the cores
 
@@ -35,10 +35,9 @@ def stages(fetched: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def models():
     """The embedded generator and the EMOPIA reward, to be copied."""
-    from music_ddpo.model.audioldm2 import Generator
     from music_ddpo.rewards.emopia import Emopia
 
-    return Generator.load(MINI / "pipeline", CPU), Emopia.load(MINI, CPU)
+    return load_generator(), Emopia.load(MINI, CPU)
 
 
 @pytest.fixture(scope="session")

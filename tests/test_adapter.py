@@ -1,37 +1,21 @@
-"""LoRA adapters: what they touch, and that stock peft and diffusers understand them."""
+"""LoRA adapters: what they change, and that stock peft and diffusers can use them."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from diffusers import AudioLDM2Pipeline
-from music_ddpo.errors import UserError
-from music_ddpo.generator import Generator
-from music_ddpo.randomness import generator as random_generator
-from music_ddpo.rollout import decode
 from peft import PeftModel
 
-from conftest import MINI
-from music_ddpo import adapter
-from test_generator import CHOSEN, NEGATIVE, PROMPT, denoise
-
-
-def load() -> Generator:
-    return Generator.load(MINI / "pipeline", torch.device("cpu"))
-
-
-def trained_adapter(folder) -> Generator:
-    """A generator with an adapter that changes the sound, saved to `folder`."""
-    generator = load()
-    for i, parameter in enumerate(adapter.add(generator, rank=4, alpha=4.0, seed=0)):
-        parameter.data += 0.2 * torch.randn(parameter.shape, generator=random_generator(0, "adapter", 0, i))
-    adapter.save(generator, folder)
-    return generator
+from helpers.project import MINI, NEGATIVE, PROMPT, denoise, load_generator, saved_adapter
+from music_ddpo.core.errors import UserError
+from music_ddpo.core.randomness import random_generator
+from music_ddpo.model import adapter
 
 
 def test_a_fresh_adapter_changes_nothing_and_depends_on_the_seed_alone():
-    before = denoise(load(), [PROMPT])
-    first, again, other = load(), load(), load()
+    before = denoise(load_generator(), [PROMPT])
+    first, again, other = load_generator(), load_generator(), load_generator()
     weights = [adapter.add(g, 4, 4.0, seed) for g, seed in ((first, 0), (again, 0), (other, 1))]
     assert torch.equal(denoise(first, [PROMPT]), before)
     assert all(torch.equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
@@ -39,7 +23,7 @@ def test_a_fresh_adapter_changes_nothing_and_depends_on_the_seed_alone():
 
 
 def test_only_cross_attention_is_trained_and_everything_else_is_frozen():
-    generator = load()
+    generator = load_generator()
     adapter.add(generator, 4, 4.0, 0)
     trained = [name for name, p in generator.unet.named_parameters() if p.requires_grad]
     assert trained
@@ -51,8 +35,8 @@ def test_only_cross_attention_is_trained_and_everything_else_is_frozen():
 
 
 def test_stock_peft_loads_a_saved_adapter_onto_a_stock_pipeline_with_the_same_output(tmp_path):
-    generator = trained_adapter(tmp_path / "adapter")
-    ours = decode(generator, denoise(generator, [PROMPT], steps=9), 5, CHOSEN)
+    generator = saved_adapter(tmp_path / "adapter")
+    ours = generator.decode(denoise(generator, [PROMPT], steps=9), 5)
 
     pipe = AudioLDM2Pipeline.from_pretrained(MINI / "pipeline")
     pipe.unet = PeftModel.from_pretrained(pipe.unet, tmp_path / "adapter")
@@ -63,22 +47,22 @@ def test_stock_peft_loads_a_saved_adapter_onto_a_stock_pipeline_with_the_same_ou
         output_type="pt",
     ).audios  # fmt: skip
     torch.testing.assert_close(stock, ours, atol=1e-5, rtol=0)
-    untouched = decode(load(), denoise(load(), [PROMPT], steps=9), 5, CHOSEN)
+    untouched = load_generator().decode(denoise(load_generator(), [PROMPT], steps=9), 5)
     assert (untouched - ours).abs().max() > 1e-2
 
 
 def test_a_loaded_adapter_sounds_like_the_saved_one_bit_for_bit(tmp_path):
-    generator = trained_adapter(tmp_path / "adapter")
-    loaded = load()
+    generator = saved_adapter(tmp_path / "adapter")
+    loaded = load_generator()
     adapter.load(loaded, tmp_path / "adapter")
     assert torch.equal(denoise(loaded, [PROMPT]), denoise(generator, [PROMPT]))
 
 
 def test_a_missing_or_truncated_adapter_is_a_clear_error(tmp_path):
-    with pytest.raises(UserError, match="holds no adapter"):
-        adapter.load(load(), tmp_path / "nothing")
-    trained_adapter(tmp_path / "adapter")
+    with pytest.raises(UserError, match="contains no adapter"):
+        adapter.load(load_generator(), tmp_path / "nothing")
+    saved_adapter(tmp_path / "adapter")
     weights = tmp_path / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UserError, match="could not be loaded"):
-        adapter.load(load(), tmp_path / "adapter")
+        adapter.load(load_generator(), tmp_path / "adapter")

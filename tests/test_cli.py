@@ -1,4 +1,4 @@
-"""`music-ddpo generate`: what a user types, and the WAV files that come out."""
+"""`music-ddpo`: what a user types, and what comes out."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ import torch
 import yaml
 from click.testing import CliRunner, Result
 from diffusers import AudioLDM2Pipeline
-from music_ddpo.generator import Generator
-from music_ddpo.randomness import generator as random_generator
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from conftest import MINI, params_with, run
-from music_ddpo import audio, rollout
+from helpers.project import CPU, MINI, NEGATIVE, PROMPT, params_with, run, saved_adapter
+from music_ddpo import generation
 from music_ddpo.cli import main
-from test_adapter import trained_adapter
-from test_generator import NEGATIVE, PROMPT
+from music_ddpo.core import audio
+from music_ddpo.core.randomness import random_generator
+from music_ddpo.model.audioldm2 import Generator
 
 MODEL = ("--model", str(MINI / "pipeline"))
 QUICK = (*MODEL, "--device", "cpu", "--steps", "4", "--duration", "2")
@@ -30,7 +29,7 @@ CALM = "A recording of a tender violin solo, high quality"
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("adapters") / "trained"
-    trained_adapter(folder)
+    saved_adapter(folder)
     return folder
 
 
@@ -61,7 +60,7 @@ def samples(path: Path | str) -> torch.Tensor:
 def stock(adapter: Path | None, prompt: str, seed: int, take: int, duration: float, **options) -> torch.Tensor:
     """What diffusers and peft make of a prompt, without any code of ours but the noise: [samples]."""
     pipe = AudioLDM2Pipeline.from_pretrained(MINI / "pipeline")
-    shape = Generator(pipe, torch.device("cpu")).latent_shape(duration)
+    shape = Generator(pipe, CPU).latent_shape(duration)
     if adapter is not None:
         pipe.unet = PeftModel.from_pretrained(pipe.unet, adapter)
     pipe.set_progress_bar_config(disable=True)
@@ -178,11 +177,11 @@ def refused(code: int, *arguments: str | Path) -> str:
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("--duration", "-1", ["-1", "greater than 0"]),
+        ("--duration", "-1", ["-1", "0<x<=300"]),
         ("--duration", "nan", ["nan", "finite"]),
         ("--duration", "301", ["301", "300"]),
         ("--duration", "long", ["long", "float"]),
-        ("--steps", "0", ["0", "greater than or equal to 1"]),
+        ("--steps", "0", ["0", "1<=x<=1000"]),
         ("--steps", "1001", ["1001", "1000"]),
         ("--steps", "4.5", ["4.5", "integer"]),
         ("--guidance-scale", "0.5", ["0.5", "1"]),
@@ -208,7 +207,7 @@ def test_a_command_that_lacks_something_says_what():
 
 
 def test_a_missing_model_is_a_clear_error():
-    assert "models/pipeline: holds no pipeline" in refused(1, PROMPT, "--out", "clip.wav")
+    assert "models/pipeline: contains no pipeline" in refused(1, PROMPT, "--out", "clip.wav")
 
 
 def test_a_clip_too_short_for_the_model_is_a_clear_error():
@@ -234,7 +233,7 @@ def test_a_place_that_cannot_be_written_is_found_before_the_model_is_loaded(here
     (here / "clip-2.wav").mkdir()
     assert "clip-2.wav is a folder" in refused(1, PROMPT, "--out", "clip.wav", "--takes", 2, *QUICK)
     (here / "file").write_text("in the way")
-    assert "a file stands where a folder is needed" in refused(1, PROMPT, "--out", "file/clip.wav", *QUICK)
+    assert "there is a file where a folder is needed" in refused(1, PROMPT, "--out", "file/clip.wav", *QUICK)
     long = "a" * 300 + ".wav"
     assert "too long" in refused(1, PROMPT, "--out", long, *QUICK)
 
@@ -249,7 +248,7 @@ def damaged(adapter: Path, folder: Path, change) -> Path:
 
 
 def test_an_adapter_that_is_missing_or_of_another_model_is_a_clear_error(adapter, tmp_path):
-    assert "nowhere: holds no adapter" in refused(1, PROMPT, "--out", "clip.wav", "--adapter", "nowhere", *QUICK)
+    assert "nowhere: contains no adapter" in refused(1, PROMPT, "--out", "clip.wav", "--adapter", "nowhere", *QUICK)
     wider = damaged(adapter, tmp_path / "wider", lambda name, w: (name, w.repeat(2, 2)))
     elsewhere = damaged(adapter, tmp_path / "elsewhere", lambda name, w: (name.replace("attn2", "attn9"), w))
     for folder in (wider, elsewhere):
@@ -270,5 +269,42 @@ def test_a_full_memory_is_a_clear_error(monkeypatch):
     def sample(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80.00 GiB.")
 
-    monkeypatch.setattr(rollout, "sample", sample)
-    assert "shorter --duration" in refused(1, PROMPT, "--out", "clip.wav", *QUICK)
+    monkeypatch.setattr(generation.Policy, "sample", sample)
+    assert "compute.batch: memory ran out with 1 clip" in refused(1, PROMPT, "--out", "clip.wav", *QUICK)
+
+
+def test_params_are_explained():
+    def params(*arguments: str) -> Result:
+        return CliRunner().invoke(main, ["params", *arguments])
+
+    assert "clipped to 1 plus or minus" in params("ddpo.clip_range").stdout
+    assert "Paper: 1e-4" in params("ddpo.clip_range").stdout
+    assert params("lora").stdout.count("lora.") >= 2
+    unknown = params("ddpo.clip_rang")
+    assert unknown.exit_code == 1
+    assert "did you mean 'ddpo.clip_range'?" in unknown.output
+
+
+def test_every_key_of_params_yaml_is_explained_with_the_papers_value_and_nothing_else_is():
+    content = params_with()
+
+    def keys(group: dict, prefix: str = "") -> list[str]:
+        return [
+            inner
+            for key, value in group.items()
+            for inner in (
+                keys(value, f"{prefix}{key}.")
+                if isinstance(value, dict) and f"{prefix}{key}" not in WHOLE
+                else [prefix + key]
+            )
+        ]
+
+    explained = CliRunner().invoke(main, ["params"]).stdout.splitlines()
+    assert [line.split(":")[0] for line in explained if ": " in line] == sorted(
+        keys(content), key=[line.split(":")[0] for line in explained].index
+    )
+    for key in keys(content):
+        assert "Paper: " in CliRunner().invoke(main, ["params", key]).stdout, key
+
+
+WHOLE = {"mixtures", "auto.guidance_scale", "auto.learning_rate"}  # keys whose values are mappings

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from music_ddpo.ddim import log_probability, make_schedule, mean_and_std
-from music_ddpo.errors import UserError
+
+from music_ddpo.core.errors import UserError
+from music_ddpo.model.ddim import log_probability, make_schedule, mean_and_std
 
 # Of cvssp/audioldm2-music, scheduler/scheduler_config.json.
 AUDIOLDM2 = {

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from helpers.project import PROJECT
 
 SRC = PROJECT / "src" / "music_ddpo"

@@ -12,16 +12,20 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import standins
 import torch
 from diffusers import AudioLDM2Pipeline
 from huggingface_hub import constants
-from music_ddpo.errors import UserError
 from safetensors.torch import load_file
 
-from conftest import CHECKPOINT, MUSIC, reach, weight_settings
+from helpers import standins
+from helpers.hub import reach
+from helpers.standins import CHECKPOINT, MUSIC, weight_settings
+from music_ddpo.core.errors import UserError
+from music_ddpo.core.files import checksums
+from music_ddpo.core.params import WeightParams
+from music_ddpo.rewards.emopia import weights as emopia
+from music_ddpo.rewards.fetching import fetch, fetch_reward
 from music_ddpo.weights import checkpoints
-from music_ddpo.weights import fetch as weights
 
 
 @pytest.fixture
@@ -32,7 +36,7 @@ def target(tmp_path) -> Path:
 def fails(root: Path, target: Path, *words: str, model: str = "audioldm2-music", rewards=(), **changes: str) -> str:
     """A fetch that must fail: the message holds `words`, and nothing half-written is left. Returns the message."""
     with pytest.raises(UserError) as caught:
-        weights.fetch(model, weight_settings(root, **changes), list(rewards), target)
+        fetch(model, weight_settings(root, **changes), list(rewards), {}, target)
     assert all(word in str(caught.value) for word in words), caught.value
     assert not (target / "pipeline").exists()
     assert not list(root.rglob("*.partial"))
@@ -42,18 +46,25 @@ def fails(root: Path, target: Path, *words: str, model: str = "audioldm2-music",
 # What arrives
 
 
-def test_a_first_fetch_brings_what_is_used_and_nothing_else(hub, published, target):
-    came = weights.fetch("audioldm2-music", weight_settings(published), ["clap", "emopia"], target)
+def test_a_first_fetch_brings_what_is_used_and_nothing_else(hub, published, target, capsys):
+    came = fetch("audioldm2-music", weight_settings(published), ["clap", "emopia"], {}, target)
     assert came["model"] == MUSIC
     assert re.fullmatch("[0-9a-f]{40}", came["revision"])
     assert came["license"] == "cc-by-nc-sa-4.0"
     assert weight_settings(published).clap.sha256 in came["clap"]
     assert "emopia.zip" in came["emopia"]
+    licences = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Licence: ")]
+    assert len(licences) == 3
+    assert sum("non-commercial" in line for line in licences) == 2
     unused = re.compile(r"README|\.bin|\.fp16\.|gitattributes|dict\.txt|msgpack")
     assert [name for name in hub.downloads if unused.search(name)] == []
     assert [name for name in hub.downloads if "roberta-base" in name and "model.safetensors" in name] == []
-    present = weights.manifest(target)
-    assert json.loads((target / "manifest.json").read_text()) | {"reference.json": present["reference.json"]} == present
+    assert json.loads((target / "manifest.json").read_text()) == checksums(target / "pipeline")
+    for name in ("clap", "emopia"):
+        manifest = json.loads((target / "rewards" / name / "manifest.json").read_text())
+        files = checksums(target / "rewards" / name)
+        del files["manifest.json"]
+        assert manifest["weights"] == files
     pickles = [p for p in target.rglob("*") if p.suffix in (".bin", ".pt", ".ckpt", ".pkl")]
     assert pickles == []
 
@@ -61,7 +72,7 @@ def test_a_first_fetch_brings_what_is_used_and_nothing_else(hub, published, targ
 def test_the_fetched_pipeline_is_one_that_stock_diffusers_loads_and_runs(hub, published, target):
     index = json.loads((published / "hub" / MUSIC / "model_index.json").read_text())
     assert index["language_model"] == ["transformers", "GPT2Model"]  # as the hub has it, and as nothing can run it
-    weights.fetch("audioldm2-music", weight_settings(published), [], target)
+    fetch("audioldm2-music", weight_settings(published), [], {}, target)
     pipe = AudioLDM2Pipeline.from_pretrained(target / "pipeline", local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     audio = pipe("A recording of a sad piano solo", audio_length_in_s=1, num_inference_steps=2, output_type="pt").audios
@@ -73,27 +84,27 @@ def test_the_fetched_pipeline_is_one_that_stock_diffusers_loads_and_runs(hub, pu
 
 
 def test_a_second_fetch_downloads_nothing(hub, published, target):
-    first = weights.fetch("audioldm2-music", weight_settings(published), ["clap"], target)
+    first = fetch("audioldm2-music", weight_settings(published), ["clap"], {}, target)
     hub.forget()
-    again = weights.fetch("audioldm2-music", weight_settings(published), ["clap"], target.with_name("again"))
+    again = fetch("audioldm2-music", weight_settings(published), ["clap"], {}, target.with_name("again"))
     assert again == first
     assert hub.downloads == []
 
 
 def test_without_a_network_what_the_cache_holds_is_enough(hub, published, target, monkeypatch):
-    first = weights.fetch("audioldm2-music", weight_settings(published), ["clap"], target)
+    first = fetch("audioldm2-music", weight_settings(published), ["clap"], {}, target)
     reach(monkeypatch, "http://127.0.0.1:9")  # where nobody listens
-    again = weights.fetch("audioldm2-music", weight_settings(published), ["clap"], target.with_name("again"))
+    again = fetch("audioldm2-music", weight_settings(published), ["clap"], {}, target.with_name("again"))
     assert again == first
 
 
 def test_a_revision_is_fetched_and_recorded(hub, published, target):
-    commit = weights.fetch(MUSIC, weight_settings(published), [], target)["revision"]
-    assert weights.fetch(MUSIC, weight_settings(published, revision=commit), [], target)["revision"] == commit
+    commit = fetch(MUSIC, weight_settings(published), [], {}, target)["revision"]
+    assert fetch(MUSIC, weight_settings(published, revision=commit), [], {}, target)["revision"] == commit
 
 
 def test_a_local_folder_in_pipeline_layout_is_a_model(published, tmp_path, target):
-    came = weights.fetch(str(published / "hub" / MUSIC), weight_settings(published), ["emopia"], target)
+    came = fetch(str(published / "hub" / MUSIC), weight_settings(published), ["emopia"], {}, target)
     assert came["revision"] == "local"
     AudioLDM2Pipeline.from_pretrained(target / "pipeline", local_files_only=True)
 
@@ -102,18 +113,11 @@ def test_weights_that_are_only_there_as_a_pickle_become_safetensors(hub, tmp_pat
     unet = tmp_path / "hub" / MUSIC / "unet"
     expected = load_file(unet / "diffusion_pytorch_model.safetensors")
     (unet / "diffusion_pytorch_model.safetensors").unlink()
-    weights.fetch("audioldm2-music", weight_settings(tmp_path), [], target)
+    fetch("audioldm2-music", weight_settings(tmp_path), [], {}, target)
     written = load_file(target / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
     assert written.keys() == expected.keys()
     assert all(torch.equal(written[name], expected[name]) for name in expected)
     assert not list(target.rglob("*.bin"))
-
-
-def test_licences_are_printed(hub, published, target, capsys):
-    weights.fetch("audioldm2-music", weight_settings(published), ["clap", "emopia"], target)
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Licence: ")]
-    assert len(lines) == 3
-    assert sum("non-commercial" in line for line in lines) == 2
 
 
 # What breaks on the way
@@ -123,7 +127,7 @@ def test_a_connection_that_drops_is_taken_up_where_it_broke(hub, published, targ
     file = "unet/diffusion_pytorch_model.safetensors"
     size = (published / "hub" / MUSIC / file).stat().st_size
     hub.drop_after[file] = size // 2
-    weights.fetch("audioldm2-music", weight_settings(published), [], target)
+    fetch("audioldm2-music", weight_settings(published), [], {}, target)
     asked = [ranged for method, path, ranged in hub.requests if method == "GET" and path.endswith(file)]
     assert len(asked) == 2
     assert re.fullmatch(r"bytes=[1-9]\d*-.*", asked[1])
@@ -141,7 +145,7 @@ def test_after_a_fetch_that_broke_off_for_good_the_next_one_brings_only_what_is_
     assert kept
     hub.drop_always.clear()
     hub.forget()
-    weights.fetch("audioldm2-music", weight_settings(tmp_path), [], target)
+    fetch("audioldm2-music", weight_settings(tmp_path), [], {}, target)
     assert any(name.endswith(file) for name in hub.downloads)
     assert not [name for name in hub.downloads if name.endswith(tuple(kept))]
 
@@ -155,11 +159,11 @@ def test_a_file_that_is_not_what_the_hub_says_is_removed_and_comes_anew(hub, tmp
     hub.corrupt.add("vae/diffusion_pytorch_model.safetensors")
     fails(tmp_path, target, "diffusion_pytorch_model.safetensors", "damaged", "run again")
     hub.corrupt.clear()
-    weights.fetch("audioldm2-music", weight_settings(tmp_path), [], target)
+    fetch("audioldm2-music", weight_settings(tmp_path), [], {}, target)
 
 
 def test_a_blob_that_the_library_has_moved_to_its_shared_store_is_still_checked_by_its_own_hash(hub, published, target):
-    weights.fetch("audioldm2-music", weight_settings(published), [], target)
+    fetch("audioldm2-music", weight_settings(published), [], {}, target)
     cache = Path(constants.HF_HUB_CACHE)
     (pointer,) = cache.rglob("snapshots/*/vae/diffusion_pytorch_model.safetensors")
     blob = pointer.parent / os.readlink(pointer)
@@ -167,7 +171,7 @@ def test_a_blob_that_the_library_has_moved_to_its_shared_store_is_still_checked_
     store.parent.mkdir()
     blob.rename(store)
     blob.symlink_to(store)
-    weights.fetch("audioldm2-music", weight_settings(published), [], target)
+    fetch("audioldm2-music", weight_settings(published), [], {}, target)
 
 
 def test_a_clap_checkpoint_with_another_checksum_is_not_even_read(hub, tmp_path, target, monkeypatch):
@@ -205,7 +209,7 @@ def test_a_wrong_token_is_told_so(hub, tmp_path, target, monkeypatch):
 def test_a_token_opens_a_private_repository(hub, tmp_path, target, monkeypatch):
     hub.private.add(MUSIC)
     monkeypatch.setenv("HF_TOKEN", hub.token)
-    weights.fetch("audioldm2-music", weight_settings(tmp_path), [], target)
+    fetch("audioldm2-music", weight_settings(tmp_path), [], {}, target)
 
 
 def test_a_full_disk_is_named_and_leaves_nothing_behind(hub, tmp_path, target):
@@ -216,7 +220,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_behind(hub, tmp_path, target):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "size limit" in message
-    weights.fetch("audioldm2-music", weight_settings(tmp_path), [], target)
+    fetch("audioldm2-music", weight_settings(tmp_path), [], {}, target)
 
 
 # What is wrong at the source
@@ -237,13 +241,13 @@ def test_a_pickle_that_tries_to_run_code_is_refused(hub, tmp_path, target):
     torch.save({"state_dict": {}, "evil": Evil(mark)}, tmp_path / "evil.pt")
     (tmp_path / "raw.pt").write_bytes(pickle.dumps({"state_dict": Evil(mark)}))
     for name in ("evil.pt", "raw.pt"):
-        with pytest.raises(UserError, match=re.escape(str(tmp_path / name)) + ": refused"):
+        with pytest.raises(UserError, match=re.escape(str(tmp_path / name)) + ": rejected"):
             checkpoints.read(tmp_path / name)
 
     checkpoint = tmp_path / "hub" / "lukewys" / "laion_clap" / CHECKPOINT
     checkpoint.unlink()  # a link to what other tests need
     shutil.copyfile(tmp_path / "evil.pt", checkpoint)
-    fails(tmp_path, target, CHECKPOINT, "refused", "system", rewards=["clap"])
+    fails(tmp_path, target, CHECKPOINT, "rejected", "system", rewards=["clap"])
 
     unet = tmp_path / "hub" / MUSIC / "unet"
     (unet / "diffusion_pytorch_model.safetensors").unlink()
@@ -253,7 +257,7 @@ def test_a_pickle_that_tries_to_run_code_is_refused(hub, tmp_path, target):
     with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
         archive.write(tmp_path / "evil.pt", "best_weight/wav/ar_va/best.ckpt")
         archive.writestr("best_weight/wav/ar_va/hparams.yaml", "wav: {sr: 22050}")
-    fails(tmp_path, target, "best.ckpt", "refused", rewards=["emopia"], emopia=str(tmp_path / "evil.zip"))
+    fails(tmp_path, target, "best.ckpt", "rejected", rewards=["emopia"], emopia=str(tmp_path / "evil.zip"))
     assert not mark.exists()
     pickle.loads((tmp_path / "raw.pt").read_bytes())  # proof that it would have
     assert mark.exists()
@@ -290,7 +294,7 @@ def test_a_config_that_does_not_fit_its_weights_is_named(hub, tmp_path, target, 
     [
         (lambda folder: (folder / "model_index.json").unlink(), ["model_index.json"]),
         (lambda folder: (folder / "model_index.json").write_text("{"), ["model_index.json", "JSON"]),
-        (lambda folder: (folder / "model_index.json").write_text("{}"), ["no AudioLDM 2"]),
+        (lambda folder: (folder / "model_index.json").write_text("{}"), ["not AudioLDM 2"]),
         (lambda folder: shutil.rmtree(folder / "vocoder"), ["'vocoder'"]),
     ],
 )
@@ -307,12 +311,20 @@ def test_a_clap_checkpoint_of_another_architecture_is_refused(hub, tmp_path, tar
 # EMOPIA's zip
 
 
+def take_emopia(place: str, target: Path) -> None:
+    """Brings the classifier alone, from `weights.emopia`, to a folder."""
+    settings = WeightParams.model_construct(emopia=place)
+    fetch_reward("emopia", target.parent / f"{target.name}-models", "audioldm2-music", settings)
+    shutil.move(target.parent / f"{target.name}-models" / "rewards" / "emopia", target)
+    (target / "manifest.json").unlink()
+
+
 def test_emopia_is_taken_from_a_zip_or_a_folder_and_gives_the_same(published, tmp_path):
     standins.emopia_weights(tmp_path / "unpacked")
     inner = tmp_path / "unpacked" / "best_weight" / "wav" / "ar_va"
     found = []
     for i, place in enumerate((published / "emopia.zip", tmp_path / "unpacked", inner)):
-        checkpoints.take_emopia(str(place), tmp_path / str(i))
+        take_emopia(str(place), tmp_path / str(i))
         assert sorted(p.name for p in (tmp_path / str(i)).iterdir()) == ["hparams.yaml", "model.safetensors"]
         found.append(load_file(tmp_path / str(i) / "model.safetensors"))
     assert all(torch.equal(x, other[name]) for other in found[1:] for name, x in found[0].items())
@@ -326,10 +338,10 @@ def test_emopia_is_downloaded_once(published, tmp_path, monkeypatch):
         calls.append(id)
         return shutil.copyfile(published / "emopia.zip", output)
 
-    monkeypatch.setattr(checkpoints.gdown, "download", download)
+    monkeypatch.setattr(emopia.gdown, "download", download)
     for i in range(2):
-        checkpoints.take_emopia("auto", tmp_path / str(i))
-    assert calls == [checkpoints.EMOPIA_ID]
+        take_emopia("auto", tmp_path / str(i))
+    assert calls == [emopia.DRIVE_ID]
 
 
 @pytest.mark.parametrize("page", [None, "<html>Quota exceeded</html>"])
@@ -341,9 +353,9 @@ def test_a_dead_link_to_emopia_says_what_to_do(tmp_path, monkeypatch, page):
             raise RuntimeError("Cannot retrieve the public link of the file")
         Path(output).write_text(page)
 
-    monkeypatch.setattr(checkpoints.gdown, "download", download)
+    monkeypatch.setattr(emopia.gdown, "download", download)
     with pytest.raises(UserError, match=r"weights\.emopia: .*EMOPIA_cls.*set weights\.emopia"):
-        checkpoints.take_emopia("auto", tmp_path / "emopia")
+        take_emopia("auto", tmp_path / "emopia")
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
@@ -369,26 +381,26 @@ def test_emopia_that_is_absent_or_no_zip_or_not_emopia_is_named(published, tmp_p
     middle = len(whole) // 2
     (tmp_path / "flipped.zip").write_bytes(whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :])
     for name, word in (
-        ("nothing.zip", "is not there"),
-        ("page.zip", "no zip"),
-        ("cut.zip", "no zip"),
+        ("nothing.zip", "does not exist"),
+        ("page.zip", "not a zip"),
+        ("cut.zip", "not a zip"),
         ("flipped.zip", "damaged"),
         ("other.zip", "best.ckpt"),
         ("empty", "best.ckpt"),
     ):
         with pytest.raises(UserError, match=rf"weights\.emopia: {re.escape(str(tmp_path / name))} .*{word}"):
-            checkpoints.take_emopia(str(tmp_path / name), tmp_path / "emopia")
+            take_emopia(str(tmp_path / name), tmp_path / "emopia")
     assert not (tmp_path / "emopia").exists()
 
 
 @pytest.mark.parametrize(
     ("old", "new", "word"),
-    [("Q1", "low", "ar_va"), ("n_channels: 8", "n_channels: 9", "do not fit"), ("wav", "w", "wav")],
+    [("Q1", "low", "ar_va"), ("n_channels: 8", "n_channels: 9", "do not match"), ("wav", "w", "wav")],
 )
 def test_emopia_with_settings_that_do_not_fit_is_named(tmp_path, old, new, word):
     folder = harmed_zip(tmp_path / "harmed.zip", **{old: new})
     with pytest.raises(UserError, match=word):
-        checkpoints.take_emopia(str(folder), tmp_path / "emopia")
+        take_emopia(str(folder), tmp_path / "emopia")
     assert not (tmp_path / "emopia").exists()
 
 

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import torch
-from music_ddpo.errors import UserError
-from music_ddpo.files import whole, write_json, write_text
 
-from music_ddpo import audio
+from music_ddpo.core import audio
+from music_ddpo.core.errors import UserError
+from music_ddpo.core.files import whole, write_json, write_text
 
 
 def put(path, kind, content):
@@ -80,9 +80,9 @@ OVER_THE_LIMIT = """
 import resource, sys
 import torch
 from safetensors.torch import save_file
-from music_ddpo import audio
-from music_ddpo.errors import UserError
-from music_ddpo.files import whole
+from music_ddpo.core import audio
+from music_ddpo.core.errors import UserError
+from music_ddpo.core.files import whole
 
 limit = int(sys.argv[2])
 size = limit + 1_000_000
@@ -108,7 +108,7 @@ for name, write in writers.items():
 def test_a_size_limit_gives_an_error_that_names_the_path(tmp_path, limit):
     command = [sys.executable, "-c", OVER_THE_LIMIT, str(tmp_path), str(limit)]
     said = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout.splitlines()
-    assert [line.partition(" the file grew over")[0] for line in said] == [
+    assert [line.partition(" the file exceeds")[0] for line in said] == [
         f"{tmp_path / name}: could not be written:" for name in ("text", "sound", "weights", "checkpoint")
     ]
     assert names(tmp_path) == []
@@ -118,7 +118,7 @@ def test_a_size_limit_gives_an_error_that_names_the_path(tmp_path, limit):
 def test_a_file_where_a_folder_is_needed_gives_an_error_that_names_the_path(tmp_path, below):
     (tmp_path / "file").write_text("here")
     target = tmp_path / "file" / below
-    with pytest.raises(UserError, match=re.escape(f"{target}: ") + ".*a file stands where a folder is needed"):
+    with pytest.raises(UserError, match=re.escape(f"{target}: ") + ".*there is a file where a folder is needed"):
         write_json(target, {})
     assert (tmp_path / "file").read_text() == "here"
 

@@ -9,14 +9,14 @@ from itertools import pairwise
 
 import pytest
 import torch
-from music_ddpo.ddim import make_schedule
 from music_ddpo.params import parse
-from music_ddpo.randomness import generator as random_generator
 from music_ddpo.rollout import decode, sample
 from torch import nn
 
 from conftest import PROJECT, params_with, run
 from music_ddpo import adapter, ddpo, execution
+from music_ddpo.core.randomness import random_generator
+from music_ddpo.model.ddim import make_schedule
 
 
 def frozen(module: nn.Module) -> list[nn.Parameter]:

@@ -8,15 +8,17 @@ import sys
 
 import pytest
 import torch
-from music_ddpo.prompts import make_prompts
 from safetensors.torch import load_file, save_file
 
-from conftest import CHECKPOINT, MINI, run, weight_settings
-from music_ddpo.rewards.base import load_reward
+from helpers.project import CPU, MINI, run
+from helpers.standins import CHECKPOINT, weight_settings
+from music_ddpo.core.prompts import make_prompts
+from music_ddpo.rewards.clap import laion
+from music_ddpo.rewards.fetching import fetch_reward
+from music_ddpo.rewards.finding import load_reward
 from music_ddpo.weights import checkpoints
 
 TEXTS = ["A recording of an angry piano solo, high quality", "A recording of a tender piano solo, high quality"]
-CPU = torch.device("cpu")
 
 # What a user of laion-clap would write, with its own loader of checkpoints and its own tokenizer.
 OWN = """
@@ -37,9 +39,9 @@ def models(published, tmp_path_factory):
     root = published / "hub"
     with pytest.MonkeyPatch.context() as patch:
         repos = {"lukewys/laion_clap": root / "lukewys" / "laion_clap"}
-        patch.setattr(checkpoints.hub, "file", lambda repo, name: repos[repo] / name)
-        patch.setattr(checkpoints.hub, "snapshot", lambda repo, *_: root / repo)
-        checkpoints.take_clap(weight_settings(published).clap, folder / "rewards" / "clap")
+        patch.setattr(laion.hub, "file", lambda repo, name: repos[repo] / name)
+        patch.setattr(laion.hub, "snapshot", lambda repo, *_: root / repo)
+        fetch_reward("clap", folder, "audioldm2-music", weight_settings(published))
     return folder
 
 
@@ -100,7 +102,7 @@ import socket, sys, torch
 def refuse(*arguments, **named): raise AssertionError(f"the network was asked for {{arguments}}")
 socket.getaddrinfo = socket.socket.connect = socket.create_connection = refuse
 from pathlib import Path
-from music_ddpo.rewards.base import load_reward
+from music_ddpo.rewards.finding import load_reward
 load_reward("clap", Path({str(models)!r}), torch.device("cpu")).embed_text("a")
 assert "laion_clap" in sys.modules
 """
@@ -112,12 +114,11 @@ def test_the_embedded_models_never_import_it():
     script = f"""
 import json, sys, torch
 from pathlib import Path
-from music_ddpo.rewards.base import load_reward
-from music_ddpo.weights import fetch
+from music_ddpo.rewards import clap, emopia, fetching
 sys.path.insert(0, "stages")
-import baseline, evaluate, score, train
+import baseline, evaluate, fetch, score, train
 root = Path({str(MINI)!r})
-for name in ("clap", "emopia"): load_reward(name, root, torch.device("cpu"))
+for kind in (clap.Clap, emopia.Emopia): kind.load(root, torch.device("cpu"))
 print(json.dumps("laion_clap" in sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=MINI.parents[1])

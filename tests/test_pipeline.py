@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from conftest import PROJECT, copy_of_project, params_with, python_in, run
-from music_ddpo import audio
+from music_ddpo.core import audio
 
 
 @pytest.fixture(scope="module")

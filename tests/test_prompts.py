@@ -3,8 +3,9 @@
 from collections import Counter
 
 import pytest
-from music_ddpo.errors import UserError
-from music_ddpo.prompts import EMOTIONS_OF_QUADRANT, QUADRANTS, fill, make_prompts, quadrant_of
+
+from music_ddpo.core.errors import UserError
+from music_ddpo.core.prompts import EMOTIONS_OF_QUADRANT, QUADRANTS, fill, make_prompts, quadrant_of
 
 PAPER = "A recording of an {emotion} {instrument} solo, high quality"
 EMOTIONS = ["happy", "angry", "sad", "tender"]

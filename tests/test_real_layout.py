@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from conftest import MUSIC, copy_of_project, params_with, python_in, run, weight_settings
-from music_ddpo import audio
+from music_ddpo.core import audio
 
 
 def test_the_same_study_runs_on_the_real_models_layout(hub, published, tmp_path):

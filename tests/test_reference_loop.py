@@ -7,12 +7,12 @@ import sys
 import torch
 from music_ddpo.generator import Generator
 from music_ddpo.params import parse
-from music_ddpo.prompts import make_prompts
+from test_generator import CHOSEN
 
 from conftest import MINI, PROJECT, params_with
 from music_ddpo import adapter, ddpo
+from music_ddpo.core.prompts import make_prompts
 from music_ddpo.rewards.base import load_reward
-from test_generator import CHOSEN
 
 
 def test_the_reference_learns_what_we_learn_up_to_the_order_of_summation(tmp_path):

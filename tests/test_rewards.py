@@ -2,17 +2,12 @@
 
 import json
 import re
+import shutil
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from music_ddpo.errors import UserError
-from music_ddpo.params import parse
-from music_ddpo.prompts import make_prompts
-from music_ddpo.rewards.emopia_net import ShortChunkResNet
-from music_ddpo.rewards.registry import REWARDS
 from safetensors.torch import save_file
 from tokenizers import ByteLevelBPETokenizer
 from torch.nn import functional as F  # noqa: N812
@@ -28,11 +23,21 @@ from transformers import (
     RobertaTokenizer,
 )
 
-from music_ddpo.rewards.base import Reward, check_duration, load_reward, reward_class
+from helpers.project import CPU, PROJECT, params_with
+from music_ddpo import rewards
+from music_ddpo.core import params as params_module
+from music_ddpo.core.errors import UserError
+from music_ddpo.core.params_file import parse
+from music_ddpo.core.prompts import make_prompts
+from music_ddpo.rewards import fetching, finding
+from music_ddpo.rewards.base import Judgement, Reward
 from music_ddpo.rewards.clap import Clap
+from music_ddpo.rewards.clap.hf import TransformersEncoder
 from music_ddpo.rewards.emopia import Emopia
+from music_ddpo.rewards.emopia.network import ShortChunkResNet
+from music_ddpo.rewards.mixture import Mixture
+from music_ddpo.weights.manifests import check_duration
 
-CPU = torch.device("cpu")
 RATE = 16000
 SMALL = {"sample_rate": RATE, "n_fft": 512, "f_min": 0.0, "f_max": 8000.0, "n_mels": 64, "n_channels": 2}
 SETTINGS = [
@@ -135,7 +140,7 @@ def emopia():
 
 
 @pytest.fixture(scope="module")
-def clap():
+def clap(tmp_path_factory):
     bpe = ByteLevelBPETokenizer()
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     bpe.train_from_iterator([p.text for p in PROMPTS], vocab_size=300, special_tokens=special, show_progress=False)
@@ -156,7 +161,10 @@ def clap():
     )  # fmt: skip
     torch.manual_seed(2)
     model = ClapModel(ClapConfig(text_config=text.to_dict(), audio_config=audio.to_dict(), projection_dim=16))
-    return Clap(model, ClapProcessor(feature_extractor=extractor, tokenizer=tokenizer), CPU)
+    folder = tmp_path_factory.mktemp("clap")
+    model.save_pretrained(folder)
+    ClapProcessor(feature_extractor=extractor, tokenizer=tokenizer).save_pretrained(folder)
+    return Clap(TransformersEncoder(folder, folder, folder, CPU))
 
 
 @pytest.fixture(params=["emopia", "clap"])
@@ -166,8 +174,7 @@ def reward(request):
 
 def columns(judgement):
     """Every number of a judgement, [columns, batch]."""
-    extra = [] if judgement.similarity is None else [judgement.similarity]
-    return torch.stack([judgement.value, judgement.margin, judgement.correct, *extra, *judgement.details.values()])
+    return torch.stack([judgement.value, judgement.margin, judgement.correct, *judgement.details.values()])
 
 
 def test_a_clip_scores_the_same_alone_and_in_a_batch(reward):
@@ -210,7 +217,9 @@ def test_clips_that_cannot_be_judged_get_the_lowest_score_and_are_counted_in_a_w
     with pytest.warns(UserWarning, match=message):
         judgement = reward.score(clips, RATE, prompts)
     assert columns(judgement).isfinite().all()
-    assert judgement.value[1:5].tolist() == judgement.margin[1:5].tolist() == [reward.lowest] * 4
+    assert judgement.value[1:5].tolist() == [reward.lowest] * 4
+    assert judgement.margin[1:5].tolist() == [reward.lowest - reward.highest] * 4
+    assert judgement.judged.tolist() == [True] + [False] * 4 + [True]
     assert judgement.correct[1:5].tolist() == [0] * 4
     assert judgement.predicted[1:5] == [""] * 4
     for i in (0, 5):
@@ -272,11 +281,12 @@ def emopia_files(emopia, tmp_path):
     network = {k: v for k, v in SMALL.items() if k != "sample_rate"}
     layout = {"task": {"labels": ["Q1", "Q2", "Q3", "Q4"]}, "wav": {"sr": RATE, "input_length": 3}, "hparams": network}
     (folder / "hparams.yaml").write_text(yaml.safe_dump(layout))
+    (folder / "manifest.json").write_text('{"shortest_clip": 3.0}')
     return folder
 
 
 def test_emopia_loads_from_its_folder(emopia, emopia_files, tmp_path):
-    loaded = load_reward("emopia", tmp_path, CPU)
+    loaded = finding.load_reward("emopia", tmp_path, CPU)
     clips = noise(4, 5)
     found, expected = (columns(r.score(clips, RATE, PROMPTS)) for r in (loaded, emopia))
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
@@ -284,7 +294,7 @@ def test_emopia_loads_from_its_folder(emopia, emopia_files, tmp_path):
 
 def test_a_duration_that_is_too_short_is_refused_before_anything_is_generated(emopia_files, tmp_path):
     check_duration(["emopia"], tmp_path, 3.0)
-    with pytest.raises(UserError, match=r"^duration: 2.5 s is too short for reward 'emopia'"):
+    with pytest.raises(UserError, match=r"^duration: 2.5 s is too short for 'emopia'"):
         check_duration(["emopia"], tmp_path, 2.5)
 
 
@@ -297,15 +307,8 @@ def test_a_reward_whose_files_are_harmed_gives_one_line_that_names_its_folder(em
     if harm != "missing":
         path.write_bytes(content[: len(content) // 2] if harm == "truncated" else b"\xff\x00[")
     with pytest.raises(UserError, match=re.escape(str(emopia_files))) as caught:
-        load_reward("emopia", tmp_path, CPU)
+        finding.load_reward("emopia", tmp_path, CPU)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("content", ["", "wav: {}", "wav: ["])
-def test_garbled_settings_of_a_reward_give_an_error_when_the_duration_is_checked(emopia_files, tmp_path, content):
-    (emopia_files / "hparams.yaml").write_text(content)
-    with pytest.raises(UserError, match=re.escape(str(emopia_files))):
-        check_duration(["emopia"], tmp_path, 5.0)
 
 
 # CLAP
@@ -313,11 +316,11 @@ def test_garbled_settings_of_a_reward_give_an_error_when_the_duration_is_checked
 
 def similarity_by_hand(clap, clip, text):
     """Cosine of one sentence and one clip of at most 10 s at the model's rate."""
-    sound = clap.processor.feature_extractor(clip.numpy(), sampling_rate=RATE, return_tensors="pt")
-    words = clap.processor.tokenizer(text, return_tensors="pt")
+    sound = clap.encoder.extractor(clip.numpy(), sampling_rate=RATE, return_tensors="pt")
+    words = clap.encoder.tokenizer(text, return_tensors="pt")
     with torch.no_grad():
-        heard = clap.model.get_audio_features(input_features=sound.input_features).pooler_output[0]
-        read = clap.model.get_text_features(**words).pooler_output[0]
+        heard = clap.encoder.model.get_audio_features(input_features=sound.input_features).pooler_output[0]
+        read = clap.encoder.model.get_text_features(**words).pooler_output[0]
     return ((heard @ read) / heard.norm() / read.norm()).item()
 
 
@@ -327,7 +330,6 @@ def test_clap_is_the_cosine_of_its_embeddings(clap, seconds):
     judgement = clap.score(clips, RATE, PROMPTS)
     expected = [similarity_by_hand(clap, clip, p.text) for clip, p in zip(clips, PROMPTS, strict=True)]
     torch.testing.assert_close(judgement.value, torch.tensor(expected), atol=1e-5, rtol=0)
-    assert torch.equal(judgement.similarity, judgement.value)
 
 
 def test_clap_hears_a_clip_of_more_than_ten_seconds_as_the_mean_of_windows_that_cover_it(clap):
@@ -358,58 +360,98 @@ def test_clap_listens_at_its_own_sample_rate(clap):
     torch.testing.assert_close(columns(clap.score(clips, 44100, PROMPTS)), columns(expected), atol=1e-6, rtol=0)
 
 
-def test_clap_loads_from_its_folder(clap, tmp_path):
-    folder = tmp_path / "rewards" / "clap"
-    clap.model.save_pretrained(folder)
-    clap.processor.save_pretrained(folder)
-    clips = noise(4, 5)
-    loaded = load_reward("clap", tmp_path, CPU)
-    found, expected = (columns(r.score(clips, RATE, PROMPTS)) for r in (loaded, clap))
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+# Mixtures
 
 
-# A new one
+class Fixed(Reward):
+    """A reward with given scores."""
 
-BRIGHTNESS = '''
-import torch
-from music_ddpo.rewards.base import Judgement, Reward
+    headline = "value"
+    forms = ("value", "margin", "label")
 
-
-class Brightness(Reward):
-    """More treble, more reward; bright clips are heard as happy."""
-
-    name, headline, lowest = "brightness", "accuracy", -1.0
+    def __init__(self, name: str, lowest: float, highest: float, value: list[float], margin: list[float]):
+        self.name, self.lowest, self.highest = name, lowest, highest
+        self.judgement = Judgement(torch.tensor(value), torch.tensor(margin), correct=torch.tensor([1.0, 0.0]))
 
     @classmethod
-    def load(cls, folder, device):
-        return cls()
+    def load(cls, models, device):
+        raise NotImplementedError
 
     def judge(self, waveforms, sample_rate, prompts):
-        power = torch.fft.rfft(waveforms).abs() ** 2
-        half = power.shape[1] // 2
-        treble = power[:, half:].sum(1) / power.sum(1)
-        heard = ["Q1" if t > 0.4 else "Q3" for t in treble]
-        right = torch.tensor([float(h == p.quadrant) for h, p in zip(heard, prompts)])
-        return Judgement(value=treble - 1, margin=right - 1, predicted=heard, correct=right)
-'''
+        return self.judgement
 
 
-def test_a_new_reward_is_one_file_and_one_line(tmp_path, monkeypatch):
-    (tmp_path / "brightness.py").write_text(BRIGHTNESS)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(REWARDS, "brightness", "brightness:Brightness")
+def test_a_mixture_is_the_weighted_mean_of_its_parts_each_scaled_by_its_range():
+    clap = Fixed("clap", -1.0, 1.0, [0.5, -0.5], [0.0, -1.0])
+    emopia = Fixed("emopia", -1.0, 0.0, [-0.2, -1.0], [-0.2, -1.0])
+    mixture = Mixture("both", [(clap, 1.0), (emopia, 3.0)])
+    judgement = mixture.score(noise(2, 1), RATE, PROMPTS[:2])
+    torch.testing.assert_close(judgement.value, torch.tensor([(0.75 + 3 * 0.8) / 4, (0.25 + 3 * 0.0) / 4]))
+    torch.testing.assert_close(judgement.margin, torch.tensor([(1.0 + 3 * 0.8) / 4, (0.5 + 3 * 0.0) / 4]))
+    assert judgement.reward("label").tolist() == [1.0, 0.0]
+    assert mixture.forms == ("value", "margin", "label")
 
-    content = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text())
-    assert parse(content | {"rewards": ["brightness", "clap"]}).rewards == ["brightness", "clap"]
-    assert issubclass(reward_class("brightness"), Reward)
-    check_duration(["brightness"], tmp_path, 0.5)
 
+def test_a_mixture_loads_with_its_parts_and_needs_the_longest_of_their_windows(tmp_path, monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    for name in ("clap", "emopia"):
+        fetching.fetch_reward(name, tmp_path, "mini", None)
+    fetching.write_mixture("both", {"clap": 1.0, "emopia": 0.5}, tmp_path)
+    mixture = finding.load_reward("both", tmp_path, CPU)
+    assert [(part.name, weight) for part, weight in mixture.parts] == [("clap", 1.0), ("emopia", 0.5)]
+    judgement = mixture.score(noise(2, 3), RATE, PROMPTS[:2])
+    parts = [part.score(noise(2, 3), RATE, PROMPTS[:2]).value for part, _ in mixture.parts]
+    torch.testing.assert_close(judgement.value, ((parts[0] + 1) / 2 + 0.5 * (parts[1] + 1)) / 1.5)
+    with pytest.raises(UserError, match="too short for 'emopia'"):
+        check_duration(["both"], tmp_path, 2.0)
+
+
+# A reward of one's own
+
+
+def example() -> str:
+    """The reward that docs/adding-a-reward.md shows."""
+    (code,) = re.findall(r"```python\n(.*?)```", (PROJECT / "docs" / "adding-a-reward.md").read_text(), re.DOTALL)
+    return code
+
+
+@pytest.fixture
+def bright(tmp_path, monkeypatch):
+    """The example as rewards/bright.py, in a copy of that folder."""
+    folder = shutil.copytree(params_module.REWARDS, tmp_path / "copy")
+    (folder / "bright.py").write_text(example())
+    monkeypatch.setattr(params_module, "REWARDS", folder)
+    monkeypatch.setattr(fetching, "REWARDS", folder)
+    monkeypatch.setattr(rewards, "__path__", [*rewards.__path__, str(folder)])
+    return folder
+
+
+def test_the_example_of_the_docs_is_short_and_found_by_its_name(bright, tmp_path):
+    assert len(example().splitlines()) <= 40
+    chosen = parse(params_with(judges=["clap", "emopia", "held_out", "bright"], rewards=["bright"]))
+    assert chosen.rewards == ["bright"]
+    models = tmp_path / "models"
+    assert fetching.fetch_reward("bright", models, "mini", None) == "no weights"
+    manifest = json.loads((models / "rewards" / "bright" / "manifest.json").read_text())
+    assert {"bright.py", "base.py"} <= set(manifest["code"])
+    assert "clap/reward.py" not in manifest["code"]
+    reward = finding.load_reward("bright", models, CPU)
     time = torch.arange(RATE) / RATE
-    clips = torch.stack([0.5 * torch.sin(2 * torch.pi * pitch * time) for pitch in (7000, 200, 200)])
-    clips[2] = 0
-    prompts = PROMPTS[:1] * 3
-    with pytest.warns(UserWarning, match="reward brightness: 1 of 3 clips"):
-        judgement = load_reward("brightness", tmp_path, CPU).score(clips, RATE, prompts)
-    assert judgement.predicted == ["Q1", "Q3", ""]
-    assert judgement.reward("label").tolist() == [1, 0, 0]
-    torch.testing.assert_close(judgement.reward("value"), torch.tensor([0.0, -1.0, -1.0]), atol=1e-3, rtol=0)
+    clips = torch.stack([0.5 * torch.sin(2 * torch.pi * pitch * time) for pitch in (7000, 2000, 200)])
+    value = reward.score(clips, RATE, PROMPTS[:3]).reward("value")
+    assert value[0] > value[1] > value[2]
+    torch.testing.assert_close(value, torch.tensor([7000, 2000, 200]) / (RATE / 2), atol=1e-3, rtol=0)
+    with pytest.raises(UserError, match=r"^reward_form: reward 'bright' has no 'label'; set reward_form to value"):
+        finding.check_form(reward, "label")
+
+
+def test_a_module_without_the_reward_is_a_clear_error(bright):
+    (bright / "dark.py").write_text("x = 1")
+    with pytest.raises(UserError, match=r"dark: defines no subclass of Reward with `name = 'dark'`"):
+        finding.reward_class("dark")
+
+
+def test_the_code_of_a_reward_is_what_it_imports():
+    code = fetching.code_of("held_out")
+    assert {"held_out.py", "clap/reward.py", "clap/hf.py", "clap/encoder.py", "base.py", "finding.py"} <= set(code)
+    assert not any(name.startswith("emopia") for name in code)

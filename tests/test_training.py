@@ -1,111 +1,140 @@
-"""Training on the embedded models: deterministic, resumable, indifferent to how it is executed."""
+"""Training on the embedded models: deterministic, resumable, the same in any batch."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from dataclasses import replace
+from copy import deepcopy
 
+import pandas as pd
 import pytest
 import torch
-import yaml
-from music_ddpo.generator import Generator
-from music_ddpo.params import parse
-from music_ddpo.prompts import make_prompts
-from safetensors.torch import load_file
 
-from conftest import MINI, params_with, run
-from music_ddpo import adapter, ddpo
-from music_ddpo.rewards.base import load_reward
-from test_generator import CHOSEN
+from helpers.project import execution, prompts_of, small
+from music_ddpo.core.errors import UserError
+from music_ddpo.model import adapter
+from music_ddpo.training import loop, setup
 
 
-def train(checkpoint, chosen=CHOSEN, **changes):
-    """A tiny training with the EMOPIA reward; the adapter's parameters and the reward curve."""
-    params = parse(params_with(**changes))
-    generator = Generator.load(MINI / "pipeline", torch.device("cpu"), chosen.dtype)
-    prompts = make_prompts(params.prompts.template, params.prompts.emotions, params.prompts.instruments)
-    reward = load_reward("emopia", MINI, torch.device("cpu"))
-    epochs = ddpo.train(generator, reward, prompts, params, 0, chosen, checkpoint)
-    return [p.detach().clone() for p in adapter.parameters(generator)], epochs
+def train(models, folder, batch: int = 8, stop_after: int | None = None, **changes):
+    """A tiny training with the EMOPIA reward: the adapter's parameters and the rounds."""
+    params = small(**{"duration": 3} | changes)
+    generator = deepcopy(models[0])
+    chosen = execution(batch)
+    policy, run = setup.prepare(
+        generator, "emopia", prompts_of(params), params, 0, chosen, folder / "checkpoint.pt", folder / "curve.csv", {}
+    )
+    if stop_after is not None:
+        finish = run.finish
+
+        def finish_and_stop(round) -> None:
+            finish(round)
+            if run.rounds_done == stop_after:
+                raise KeyboardInterrupt
+
+        run.finish = finish_and_stop
+    loop.train(policy, models[1], prompts_of(params), params, 0, chosen, run)
+    return [p.detach().clone() for p in adapter.parameters(generator)], run.rounds
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_ratio_is_exactly_one_at_every_rounds_first_update(tmp_path, dtype):
-    _, epochs = train(tmp_path / "checkpoint", replace(CHOSEN, dtype=dtype), ddpo__updates_per_epoch=1)
-    assert [e.ratio_error for e in epochs] == [0.0, 0.0]
-    assert [e.clip_fraction for e in epochs] == [0.0, 0.0]
-    assert all(e.gradient_norm > 0 for e in epochs)
+def same(a, b) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a[0], b[0], strict=True)) and a[1] == b[1]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_ratio_is_exactly_one_while_the_weights_stay(tmp_path, dtype):
-    still = {"ddpo__learning_rate": 1e-300, "ddpo__updates_per_epoch": 4, "ddpo__clip_range": 1e-12}  # 0 in float32
-    weights, epochs = train(tmp_path / "checkpoint", replace(CHOSEN, dtype=dtype, update_batch=5), **still)
+@pytest.fixture(scope="module")
+def three_rounds(models, tmp_path_factory):
+    return train(models, tmp_path_factory.mktemp("three"), ddpo__rounds=3)
+
+
+def test_every_ratio_is_exactly_one_while_the_weights_stay(models, tmp_path):
+    still = {"ddpo__learning_rate": 1e-300, "ddpo__updates_per_round": 2, "ddpo__clip_range": 1e-12}  # 0 in float32
+    weights, rounds = train(models, tmp_path, batch=3, **still)
     assert not any(b.any() for b in weights[1::2])
-    assert [(e.ratio_error, e.clip_fraction, e.kl) for e in epochs] == [(0.0, 0.0, 0.0)] * 2
-    assert all(e.gradient_norm > 0 for e in epochs)
+    assert [(r.ratio_error, r.clip_fraction, r.kl) for r in rounds] == [(0.0, 0.0, 0.0)] * 2
+    assert all(r.gradient_norm > 0 for r in rounds)
 
 
-def test_update_batches_of_one_and_eight_pairs_give_the_same_adapter(tmp_path):
+def test_the_ratio_starts_at_exactly_one_in_every_round(three_rounds):
+    weights, rounds = three_rounds
+    assert [r.ratio_error for r in rounds] == [0.0] * 3
+    assert max(b.abs().max() for b in weights[1::2]) > 1e-3
+    assert rounds[-1].clip_fraction > 0
+
+
+def test_batches_of_one_and_four_clips_give_the_same_adapter(models, tmp_path):
     # The learning rate is the size of AdamW's first step, so it is what the tolerances below are measured against.
-    one_update = {"ddpo__epochs": 1, "ddpo__updates_per_epoch": 1, "ddpo__learning_rate": 0.003}
-    one, eight = (train(tmp_path / f"{size}", replace(CHOSEN, update_batch=size), **one_update)[0] for size in (1, 8))
-    change = max(p.abs().max() for p in one[1::2])  # the B matrices, which start at 0
-    assert change > 1e-4
-    for a, b in zip(one, eight, strict=True):
+    once = {"ddpo__rounds": 1, "ddpo__updates_per_round": 1, "ddpo__learning_rate": 0.003}
+    one, four = (train(models, tmp_path / str(n), n, **once)[0] for n in (1, 4))
+    assert max(p.abs().max() for p in one[1::2]) > 1e-4  # the B matrices, which start at 0
+    for a, b in zip(one, four, strict=True):
         # AdamW's first step divides a gradient by its own size, so only the sign of tiny ones can differ.
         assert (a - b).abs().median() < 1e-6
         assert ((a - b).abs() > 1e-4).float().mean() < 0.01
 
 
-def test_two_trainings_of_the_same_params_give_the_same_adapter_bit_for_bit(tmp_path):
-    (first, _), (second, _) = (train(tmp_path / name) for name in ("first", "second"))
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+def test_a_training_that_stops_after_each_round_in_turn_ends_with_the_same_bits(models, three_rounds, tmp_path):
+    for rounds in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            train(models, tmp_path, ddpo__rounds=3, stop_after=rounds)
+        curve = pd.read_csv(tmp_path / "curve.csv")  # it can be looked at meanwhile
+        assert sorted(set(curve["round"])) == list(range(1, rounds + 1))
+    assert same(train(models, tmp_path, ddpo__rounds=3), three_rounds)
 
 
-def test_changed_params_do_not_go_on_from_a_stale_checkpoint(tmp_path):
-    train(tmp_path / "checkpoint")
-    fresh, _ = train(tmp_path / "other", ddpo__learning_rate=0.001)
-    after_stale, epochs = train(tmp_path / "checkpoint", ddpo__learning_rate=0.001)
-    assert len(epochs) == 2
-    assert all(torch.equal(a, b) for a, b in zip(fresh, after_stale, strict=True))
+def test_another_batch_continues_from_the_checkpoint(models, three_rounds, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(models, tmp_path, ddpo__rounds=3, stop_after=2)
+    _, rounds = train(models, tmp_path, batch=3, ddpo__rounds=3)
+    assert rounds[:2] == three_rounds[1][:2]
+    assert len(rounds) == 3
+    assert [p.name for p in tmp_path.glob("*.pt")] == ["checkpoint.pt"]
 
 
-def test_a_damaged_checkpoint_is_reported_and_training_starts_afresh(tmp_path):
-    fresh, _ = train(tmp_path / "checkpoint")
-    damaged = tmp_path / "checkpoint"
-    damaged.write_bytes(damaged.read_bytes()[:5000])
-    with pytest.warns(UserWarning, match="cannot be read"):
-        again, _ = train(damaged)
-    assert all(torch.equal(a, b) for a, b in zip(fresh, again, strict=True))
-
-
-def test_training_that_was_killed_ends_with_the_bit_identical_adapter(project):
-    (project / "params.yaml").write_text(yaml.safe_dump(params_with(ddpo__epochs=3)))
-    saved = project / "models" / "adapters" / "emopia" / "adapter_model.safetensors"
-    checkpoint = project / ".checkpoints" / "train-emopia.pt"
-
-    whole = run(project, "python", "stages/train.py", "emopia")
-    assert whole.returncode == 0, whole.stderr
-    expected = load_file(saved)
-    saved.unlink()
-
-    command = [sys.executable, "stages/train.py", "emopia"]
-    killed = subprocess.Popen(command, cwd=project, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not checkpoint.is_file() and killed.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.killpg(killed.pid, signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL, "it ended before it could be killed"
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        ({"ddpo__learning_rate": 0.001}, r"another ddpo.learning_rate \(0.015, now 0.001\)"),
+        (b"no checkpoint", "not a readable checkpoint"),
+        (["a", "list"], "not a readable checkpoint"),
+        ({"identity": {}}, "not a readable checkpoint"),
+    ],
+    ids=["other params", "damaged", "a list", "no weights"],
+)
+def test_a_checkpoint_that_does_not_match_is_kept_and_the_reason_is_said(models, tmp_path, spoil, reason):
+    checkpoint = tmp_path / "checkpoint.pt"
+    changes = {"ddpo__rounds": 1}
+    if isinstance(spoil, bytes):
+        checkpoint.write_bytes(spoil)
+    elif isinstance(spoil, list) or "identity" in spoil:
+        torch.save(spoil, checkpoint)
+    else:
+        train(models, tmp_path, **changes)
+        changes |= spoil
+    old = checkpoint.read_bytes()
+    with pytest.warns(UserWarning, match=reason):
+        train(models, tmp_path, **changes)
+    assert (tmp_path / "checkpoint.old-1.pt").read_bytes() == old
     assert checkpoint.is_file()
-    assert not saved.exists()
 
-    resumed = run(project, "python", "stages/train.py", "emopia")
-    assert resumed.returncode == 0, resumed.stderr
-    adapter_weights = load_file(saved)
-    assert all(torch.equal(adapter_weights[key], expected[key]) for key in expected)
-    assert not checkpoint.exists()
+
+def test_memory_that_runs_out_in_a_round_names_the_key_and_keeps_the_rounds_before(models, tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        train(models, tmp_path, stop_after=1)
+    kept = (tmp_path / "checkpoint.pt").read_bytes()
+
+    def full(self, *_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(type(models[0]), "decode", full)
+    with pytest.raises(UserError, match=r"^compute.decode_batch: .*4 clip.*set compute.decode_batch to 2"):
+        train(models, tmp_path)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == kept
+
+
+def test_progress_prints_a_line_for_each_round_with_an_estimate_of_the_rest(models, tmp_path, capsys):
+    train(models, tmp_path, ddpo__rounds=2)
+    lines = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if ": reward " in line]
+    assert len(lines) == 2
+    assert "round 1/2: reward" in lines[0]
+    assert all(f"{emotion} " in lines[0] for emotion in ("happy", "angry", "sad", "tender"))
+    assert "clipped" in lines[0]
+    assert "left: 00:" in lines[0]
+    assert "left" not in lines[1]

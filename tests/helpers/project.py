@@ -16,8 +16,11 @@ from safetensors.torch import load_file
 
 from music_ddpo.core.params_file import parse
 from music_ddpo.core.prompts import make_prompts
+from music_ddpo.core.randomness import random_generator
 from music_ddpo.machine.batches import Execution
-from music_ddpo.model.policy import Policy, Trajectories
+from music_ddpo.model import adapter
+from music_ddpo.model.audioldm2 import Generator
+from music_ddpo.model.policy import Policy
 
 PROJECT = Path(__file__).parents[2]
 MINI = PROJECT / "mini" / "models"
@@ -71,9 +74,35 @@ def small(**changes: Any):
     return parse(params_with(compute__device="cpu", **changes))
 
 
-def sampled(policy: Policy, noise: list[torch.Generator]) -> Trajectories:
-    """One clip of each of the policy's prompts."""
-    return policy.sample(torch.arange(len(noise)), noise)
+def load_generator(dtype: torch.dtype = torch.float32) -> Generator:
+    """The embedded generator, which keeps its text encoders so that it can be used again."""
+    generator = Generator.load(MINI / "pipeline", CPU, dtype)
+    generator.free_text_encoders = _nothing
+    return generator
+
+
+def _nothing() -> None:
+    pass
+
+
+def denoise(
+    generator: Generator, prompts: list[str], steps: int = 4, eta: float = 0.0, guidance: float = 3.5,
+    duration: float = 5, batch: int = 8, purpose: str = "test",
+) -> torch.Tensor:  # fmt: skip
+    """x_0 of each prompt, sampled in batches."""
+    policy = Policy(generator, prompts, NEGATIVE, steps, duration, guidance, eta)
+    noise = [random_generator(0, purpose, 0, i) for i in range(len(prompts))]
+    index = torch.arange(len(prompts)).split(batch)
+    return torch.cat([policy.sample(part, [noise[i] for i in part]).x[:, -1] for part in index])
+
+
+def saved_adapter(folder: Path) -> Generator:
+    """A generator with an adapter that audibly changes the clips, saved to `folder`."""
+    generator = load_generator()
+    for i, parameter in enumerate(adapter.add(generator, rank=4, alpha=4.0, seed=0)):
+        parameter.data += 0.2 * torch.randn(parameter.shape, generator=random_generator(0, "adapter", 0, i))
+    adapter.save(generator, folder)
+    return generator
 
 
 def python_in(markdown: str) -> str:

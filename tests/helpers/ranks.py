@@ -1,4 +1,4 @@
-"""Stages in one process or in several that know each other, started in a moment: all is imported once and forked."""
+"""Stages in one process or in several connected ones, started quickly: everything is imported once, then forked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["pandas", "music_ddpo.parallel", "music_ddpo.ddpo", "music_ddpo.scores"])
+FORKS.set_forkserver_preload(
+    ["pandas", "music_ddpo.machine.launch", "music_ddpo.training.setup", "music_ddpo.training.loop",
+     "music_ddpo.measuring.judging", "music_ddpo.rewards.held_out", "music_ddpo.rewards.emopia"]
+)  # fmt: skip
 DEADLINE = 120  # seconds
 
 
@@ -59,9 +62,10 @@ def _work(rank, processes, port, folder, said, command, first, given) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     os.environ |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     os.chdir(folder)
-    with said.open("w") as file:
-        os.dup2(file.fileno(), 2)
-        sys.stderr = file
-        first(*given)
-        sys.argv = [f"stages/{command[0]}.py", *command[1:]]
-        runpy.run_path(sys.argv[0], run_name="__main__")
+    file = said.open("w")
+    os.dup2(file.fileno(), 2)
+    sys.stderr = file
+    first(*given)
+    sys.path.insert(0, "stages")  # as Python does for a script
+    sys.argv = [f"stages/{command[0]}.py", *command[1:]]
+    runpy.run_path(sys.argv[0], run_name="__main__")

@@ -249,7 +249,8 @@ class Params(Group):
                 raise ValueError(f"mixtures: {name!r} must be a word, and not the name of a reward")
             if not mix:
                 raise ValueError(f"mixtures.{name}: must have at least one reward with its weight")
-            self._judged(mix, f"mixtures.{name}", self.judges)
+            known = self.judges if name in self.rewards else known_rewards()
+            self._judged(mix, f"mixtures.{name}", known)
         _distinct(self.rewards, "rewards: ")
         self._judged(self.rewards, "rewards", [*self.judges, *self.mixtures])
         return self
@@ -258,7 +259,7 @@ class Params(Group):
         for name in names:
             if name not in known:
                 hint = "; add it to `judges`" if name in known_rewards() else did_you_mean(name, known)
-                raise ValueError(f"{key}: {name!r} is neither among `judges` nor `mixtures` ({', '.join(known)}){hint}")
+                raise ValueError(f"{key}: {name!r} is not among {', '.join(known)}{hint}")
             if name == "held_out":
                 raise ValueError(f"{key}: 'held_out' judges only; an adapter trained with it would have no such judge")
 

@@ -39,7 +39,8 @@ def fetch(
     remove(target / "rewards")
     came = {name: fetch_reward(name, target, model, settings) for name in judges}
     for name, parts in mixtures.items():
-        write_mixture(name, parts, target)
+        if set(parts) <= set(judges):
+            write_mixture(name, parts, target)
     reference: dict = {}
     if model in SHIPPED:
         revision = shipped.copy(SHIPPED[model], "pipeline", target / "pipeline")

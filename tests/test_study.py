@@ -5,9 +5,13 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from music_ddpo.evaluation import Study, bootstrap, markdown, metrics, plots, wilson
-from music_ddpo.params import EvaluationParams
 from scipy.stats import binomtest
+
+from music_ddpo.core.params import EvaluationParams
+from music_ddpo.measuring.leftovers import put_away
+from music_ddpo.measuring.statistics import Estimate, bootstrap, proportion
+from music_ddpo.measuring.study import Study
+from music_ddpo.measuring.tables import markdown, metrics, picture, plots
 
 SETTINGS = EvaluationParams(clips_per_emotion=4, eta=1.0, confidence=0.95, bootstrap=2000)
 EMOTIONS = ["happy", "sad"] * 4
@@ -28,8 +32,9 @@ def scores(heard: list[int], similarity: list[float]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "emotion": EMOTIONS, "instrument": "piano", "quadrant": quadrant,
+            "clap_headline": "similarity", "emopia_headline": "accuracy",
             "emopia_predicted": predicted, "emopia_correct": heard, "emopia_value": [x - 1.0 for x in heard],
-            "clap_predicted": predicted, "clap_correct": heard, "clap_value": similarity, "clap_similarity": similarity,
+            "clap_predicted": predicted, "clap_correct": heard, "clap_value": similarity,
         }
     )  # fmt: skip
 
@@ -37,7 +42,8 @@ def scores(heard: list[int], similarity: list[float]) -> pd.DataFrame:
 def study(reference: dict = REFERENCE) -> Study:
     original = scores(HEARD_ORIGINAL, SIMILAR_ORIGINAL)
     trained = {"clap": scores(HEARD_ORIGINAL, SIMILAR_TRAINED), "emopia": scores(HEARD_TRAINED, SIMILAR_ORIGINAL)}
-    return Study(original, trained, reference, SETTINGS, seed=0)
+    rewards = {"clap": ["clap"], "emopia": ["emopia"]}
+    return Study(original, trained, rewards, reference, SETTINGS, seed=0)
 
 
 def leaves(tree: dict) -> list:
@@ -51,28 +57,21 @@ def leaves(tree: dict) -> list:
     ("successes", "low", "high"), [(0, 0.0, 0.2775), (5, 0.2366, 0.7634), (10, 0.7225, 1.0)], ids=str
 )
 def test_the_wilson_interval_has_its_published_values(successes, low, high):
-    estimate = wilson(successes, 10, 0.95)
+    estimate = proportion(successes, 10, 0.95)
 
     assert (estimate.value, estimate.clips) == (successes / 10, 10)
     assert estimate.low == pytest.approx(low, abs=5e-5)
     assert estimate.high == pytest.approx(high, abs=5e-5)
 
 
-@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
-@pytest.mark.parametrize(("successes", "count"), [(0, 1), (1, 1), (3, 25), (24, 25), (100, 100), (61, 100)])
-def test_the_wilson_interval_is_that_of_scipy(successes, count, confidence):
-    expected = binomtest(successes, count).proportion_ci(confidence, method="wilson")
-    estimate = wilson(successes, count, confidence)
-
-    assert estimate.low == pytest.approx(expected.low, abs=1e-12)
-    assert estimate.high == pytest.approx(expected.high, abs=1e-12)
-    assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+def boot(columns, statistic, seed: int = 0) -> Estimate:
+    return bootstrap(columns, statistic, 0.95, 2000, seed)
 
 
 def test_the_bootstrap_of_a_large_samples_mean_agrees_with_normal_theory():
-    sample = np.random.default_rng(0).exponential(size=(2000, 1))
+    sample = np.random.default_rng(0).exponential(size=2000)
 
-    estimate = bootstrap(sample, lambda m: m[..., 0], SETTINGS, seed=0)
+    estimate = boot((sample,), lambda mean: mean)
 
     half = 1.96 * sample.std() / np.sqrt(2000)
     assert estimate.value == pytest.approx(sample.mean())
@@ -81,10 +80,10 @@ def test_the_bootstrap_of_a_large_samples_mean_agrees_with_normal_theory():
 
 
 def test_the_bootstrap_repeats_itself_for_the_same_seed():
-    sample = np.random.default_rng(0).normal(size=(30, 1))
+    sample = np.random.default_rng(0).normal(size=30)
 
     def interval(seed: int) -> tuple[float, float]:
-        estimate = bootstrap(sample, lambda m: m[..., 0], SETTINGS, seed)
+        estimate = boot((sample,), lambda mean: mean, seed)
         return estimate.low, estimate.high
 
     assert interval(1) == interval(1)
@@ -94,7 +93,7 @@ def test_the_bootstrap_repeats_itself_for_the_same_seed():
 def test_identical_columns_differ_by_exactly_nothing():
     column = np.random.default_rng(0).normal(size=50)
 
-    estimate = bootstrap(np.stack([column, column], 1), lambda m: m[..., 1] - m[..., 0], SETTINGS, seed=0)
+    estimate = boot((column, column), lambda a, b: b - a)
 
     assert (estimate.value, estimate.low, estimate.high) == (0, 0, 0)
 
@@ -105,7 +104,7 @@ def test_pairing_narrows_the_interval_of_correlated_columns():
     after = before + 0.2 * rng.normal(size=200)
 
     def width(second: np.ndarray) -> float:
-        estimate = bootstrap(np.stack([before, second], 1), lambda m: m[..., 1] - m[..., 0], SETTINGS, seed=0)
+        estimate = boot((before, second), lambda a, b: b - a)
         return estimate.high - estimate.low
 
     # Deviations of the difference are 0.2 in pairs and sqrt(2) without: a seventh.
@@ -201,7 +200,7 @@ def test_the_tables_show_the_numbers_of_the_study():
     assert "| emotion | original | trained with clap | trained with emopia | clips |" in lines
     (everything,) = (line for line in lines if line.startswith("| **all** |"))
     assert everything.endswith(f"| 0.75 [{low:.2f}, {high:.2f}] | 8 |")
-    (summary,) = (line for line in lines if line.startswith("| clap | similarity |"))
+    (summary,) = (line for line in lines if line.startswith("| clap | clap similarity |"))
     assert "| 0.25 [" in summary
     assert "| 0.35 [" in summary
     assert "| +0.10 [" in summary
@@ -225,3 +224,35 @@ def test_confusion_plots_pair_what_was_asked_for_with_what_was_heard():
 
     counts = confusion.value_counts().to_dict()
     assert counts == {("Q1", "Q1"): 3, ("Q1", "Q4"): 1, ("Q3", "Q3"): 3, ("Q3", "Q4"): 1}
+
+
+def test_an_adapter_of_a_mixture_is_measured_by_each_part():
+    original = scores(HEARD_ORIGINAL, SIMILAR_ORIGINAL)
+    both = {"both": scores(HEARD_TRAINED, SIMILAR_TRAINED)}
+    mixed = Study(original, both, {"both": ["clap", "emopia"]}, REFERENCE, SETTINGS, seed=0)
+    rows = [line for line in markdown(mixed).splitlines() if line.startswith("| both | ")]
+    assert [row.split(" | ")[1] for row in rows[:2]] == ["clap similarity", "emopia accuracy"]
+
+
+def test_the_picture_shows_every_model_and_emotion():
+    svg = picture(plots(study())["accuracy.csv"])
+    assert svg.startswith("<svg")
+    assert all(word in svg for word in ("original", "trained with clap", "trained with emopia", "happy", "sad", "all"))
+    assert svg == picture(plots(study())["accuracy.csv"])
+
+
+def test_what_a_former_reward_has_left_is_put_away(tmp_path):
+    for reward in ("clap", "emopia"):
+        for name in (f"models/adapters/{reward}/w", f"clips/{reward}/a.wav", f"metrics/clips/{reward}.csv"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(reward)
+    (tmp_path / "metrics" / "clips" / "baseline.csv").write_text("")
+    for _ in range(2):
+        assert put_away(tmp_path, ["emopia", "clap"]) == []
+    assert put_away(tmp_path, ["emopia"]) == ["clap"]
+    assert put_away(tmp_path, ["emopia"]) == []
+    left = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
+    assert left == [
+        "clips/emopia/a.wav", "metrics/clips/baseline.csv", "metrics/clips/emopia.csv", "models/adapters/emopia/w",
+        "old/clap/clips/clap/a.wav", "old/clap/metrics/clips/clap.csv", "old/clap/models/adapters/clap/w",
+    ]  # fmt: skip

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from diffusers import AudioLDM2Pipeline
-from music_ddpo.ddim import make_schedule
-from music_ddpo.generator import Generator
-from music_ddpo.randomness import generator as random_generator
-from music_ddpo.rollout import decode, sample
 
-from conftest import MINI
-from music_ddpo import execution, params
+from helpers.project import MINI, NEGATIVE, PROMPT, denoise, load_generator
+from music_ddpo.core.randomness import random_generator
+from music_ddpo.model import adapter
+from music_ddpo.model.policy import Policy
 
-PROMPT = "A recording of an angry piano solo, high quality"
-NEGATIVE = "Low quality, multiple sound sources"
 LONG_NEGATIVE = ", ".join([NEGATIVE] * 4)
-CHOSEN = execution.choose(params.load().compute)
 
 
 @pytest.fixture(scope="module")
-def generator() -> Generator:
-    return Generator.load(MINI / "pipeline", torch.device("cpu"))
+def generator():
+    return load_generator()
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +24,6 @@ def stock() -> AudioLDM2Pipeline:
     pipe = AudioLDM2Pipeline.from_pretrained(MINI / "pipeline")
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def denoise(generator, prompts, steps=4, eta=0.0, guidance=3.5, duration=5, batch=8, purpose="test"):
-    conditioning = generator.encode(prompts, NEGATIVE)
-    schedule = make_schedule(generator.scheduler, steps, eta)
-    noise = [random_generator(0, purpose, 0, i) for i in range(len(prompts))]
-    chosen = replace(CHOSEN, sample_batch=batch, decode_batch=batch)
-    index = torch.arange(len(prompts))
-    return sample(generator, conditioning, index, schedule, noise, duration, guidance, chosen, keep_path=False)
 
 
 @pytest.mark.parametrize("guidance", [3.5, 1.0])
@@ -51,7 +35,7 @@ def test_without_noise_the_sampler_makes_the_stock_pipelines_waveform(generator,
         guidance_scale=guidance, latents=latents, output_type="pt",
     ).audios  # fmt: skip
     ours = denoise(generator, [PROMPT], steps=9, guidance=guidance, duration=duration)
-    waveform = decode(generator, ours, duration, CHOSEN)
+    waveform = generator.decode(ours, duration)
     assert waveform.shape == expected.shape == (1, duration * generator.sample_rate)
     assert expected.abs().max() > 0.01
     torch.testing.assert_close(waveform, expected, atol=1e-5, rtol=0)
@@ -97,3 +81,20 @@ def test_the_same_seed_gives_the_same_bits_and_another_purpose_gives_others(gene
     first, second, other = (denoise(generator, [PROMPT], eta=1.0, purpose=p) for p in ("a", "a", "b"))
     assert torch.equal(first, second)
     assert not torch.allclose(first, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_log_probability_of_sampling_is_that_of_the_update_to_the_bit(dtype):
+    generator = load_generator(dtype)
+    for i, parameter in enumerate(adapter.add(generator, 4, 4.0, 0)):  # as in the middle of a training
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=random_generator(0, "adapter", 0, i))
+    policy = Policy(generator, [PROMPT, PROMPT.replace("angry", "sad")], NEGATIVE, 4, 5, 2.0)
+    noise = [random_generator(0, "test", 0, i) for i in range(3)]
+    paths = policy.sample(torch.tensor([0, 1, 0]), noise)
+    assert paths.x.shape == (3, 5, *generator.latent_shape(5))
+    for step in range(4):
+        log_prob = policy.log_prob(paths, step)
+        assert log_prob.requires_grad
+        assert torch.equal(log_prob.detach(), paths.log_prob[:, step])
+    assert paths.log_prob.isfinite().all()
+    assert paths.log_prob.std() > 0
