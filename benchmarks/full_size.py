@@ -1,4 +1,4 @@
-"""AudioLDM 2 in its full size with random weights: what it costs can be measured without the real ones."""
+"""AudioLDM 2 in its full size with random weights, to measure what it costs without the real ones."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from diffusers import AudioLDM2Pipeline, AudioLDM2UNet2DConditionModel, AutoencoderKL, DDIMScheduler
-from music_ddpo.generator import Conditioning, Generator
-from music_ddpo.randomness import generator as random_generator
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
+
+from music_ddpo.core.randomness import random_generator
+from music_ddpo.model.audioldm2 import Conditioning, Generator
 
 TEXT_PARTS = (
     "tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2", "projection_model", "language_model",
@@ -18,17 +19,17 @@ GPT2_TOKENS, GPT2_WIDTH, T5_WIDTH = 8, 768, 1024
 
 
 class FullSize(Generator):
-    """Without text towers: what they would say of a prompt is random, too."""
+    """Without text encoders: the conditioning is random too."""
 
     def encode(self, texts: Sequence[str], negative: str) -> Conditioning:
         return conditioning(self, len(texts))
 
-    def forget_text_encoders(self) -> None:
+    def free_text_encoders(self) -> None:
         pass
 
 
 def full_size(device: torch.device, dtype: torch.dtype = torch.float32) -> FullSize:
-    """The UNet, VAE and vocoder of the base models (cvssp/audioldm2-music among them), without the text towers.
+    """The UNet, VAE and vocoder of the base models (cvssp/audioldm2-music among them), without the text encoders.
 
     The configs are those of diffusers' scripts/convert_original_audioldm2_to_diffusers.py, the weights the libraries'
     own initialisation, which depends on nothing but the device.
@@ -44,7 +45,7 @@ def full_size(device: torch.device, dtype: torch.dtype = torch.float32) -> FullS
             block_out_channels=(128, 256, 384, 640),
             layers_per_block=2,
             cross_attention_dim=((None, GPT2_WIDTH, T5_WIDTH),) * 4,
-            attention_head_dim=8,  # in truth the number of heads; the script leaves it at this default
+            attention_head_dim=8,  # the number of heads; the script leaves it at this default
         )
         vae = AutoencoderKL(
             sample_size=1024,
@@ -66,7 +67,7 @@ def full_size(device: torch.device, dtype: torch.dtype = torch.float32) -> FullS
                 resblock_kernel_sizes=[3, 7, 11],
                 resblock_dilation_sizes=[[1, 3, 5]] * 3,
                 normalize_before=False,
-                initializer_range=0.03,  # with the default, 0.01, what comes out is as good as silence
+                initializer_range=0.03,  # with the default, 0.01, the output is nearly silent
             )
         )
     scheduler = DDIMScheduler(
@@ -79,7 +80,7 @@ def full_size(device: torch.device, dtype: torch.dtype = torch.float32) -> FullS
 
 
 def conditioning(generator: Generator, prompts: int, tokens: int = 20) -> Conditioning:
-    """Random, in the shapes that `encode` gives: `tokens` T5 tokens, of which the negative prompt fills half."""
+    """Random, in the shapes of `encode`: `tokens` T5 tokens, of which the negative prompt fills half."""
     noise = random_generator(0, "full size conditioning")
     generated = torch.randn(prompts, 2, GPT2_TOKENS, GPT2_WIDTH, generator=noise)
     states = torch.randn(prompts, 2, tokens, T5_WIDTH, generator=noise)

@@ -20,7 +20,7 @@ PROJECT = Path(__file__).parent.parent
 RESULT = PROJECT / "benchmarks" / "results" / "growth.json"
 # At the start more than one full update batch for each of two optimizer steps: with less, the first setting would look
 # small because its batches are.
-START = {"trajectories_per_epoch": 16, "steps": 19, "duration": 5, "prompts": 4}
+START = {"trajectories_per_round": 16, "steps": 19, "duration": 5, "prompts": 4}
 DOUBLINGS = 3
 
 
@@ -33,11 +33,11 @@ def measure(setting: dict[str, int]) -> dict[str, float]:
     """Seconds and growth of the peak memory, in MB, of one round."""
     import torch
     import yaml
-    from music_ddpo.generator import Generator
-    from music_ddpo.params import parse
-    from music_ddpo.prompts import EMOTIONS_OF_QUADRANT
 
-    from music_ddpo.rewards.base import load_reward
+    from music_ddpo.core.params_file import parse
+    from music_ddpo.core.prompts import EMOTIONS_OF_QUADRANT
+    from music_ddpo.model.audioldm2 import Generator
+    from music_ddpo.rewards.emopia import Emopia
     from speed import MODELS, ours
 
     content = yaml.safe_load((PROJECT / "params.yaml").read_text())
@@ -48,13 +48,13 @@ def measure(setting: dict[str, int]) -> dict[str, float]:
     count = setting["prompts"]
     content["prompts"] |= {"emotions": emotions[: max(4, count // 4)], "instruments": instruments[: count // 4]}
     content["ddpo"] |= {
-        "epochs": 1,
-        "trajectories_per_epoch": setting["trajectories_per_epoch"],
-        "updates_per_epoch": 2,
+        "rounds": 1,
+        "trajectories_per_round": setting["trajectories_per_round"],
+        "updates_per_round": 2,
         "timesteps": "all",
     }
     generator = Generator.load(MODELS / "pipeline", torch.device("cpu"))
-    reward = load_reward("emopia", MODELS, torch.device("cpu"))
+    reward = Emopia.load(MODELS, torch.device("cpu"))
     before, started = peak(), time.perf_counter()
     ours(generator, reward, parse(content))
     return {"seconds": round(time.perf_counter() - started, 2), "memory_mb": round((peak() - before) / 1e6, 1)}

@@ -1,15 +1,12 @@
-"""The training loop that the paper's code base uses (that of ddpo-pytorch), to measure ours against.
+"""The training loop of the paper's code base (that of ddpo-pytorch), to measure ours against.
 
-It learns the same thing in the same order of ideas. What it does otherwise than `music_ddpo.ddpo`:
+It learns the same. Its differences from `music_ddpo.training`:
 
-- trajectories are sampled, decoded and scored `batch_size` at a time, and the old log-probabilities are those of that
-  sampling;
-- the update walks one timestep at a time, `batch_size` trajectories in each call;
-- prompts are encoded anew for every batch, by text encoders that stay on the device, as the rewards do.
+- trajectories are sampled, decoded, scored and trained `batch_size` at a time, whatever memory has room for;
+- prompts are encoded again for every batch, by text encoders that stay on the device, as the rewards do.
 
-Adapter (float32 LoRA on frozen weights of the device's precision), guidance (one fused call), sampler, objective,
-optimizer and advantages are the same, and so is the noise: it ends with our adapter, up to the order of summation and
-the ratio's rounding.
+Adapter (float32 LoRA on frozen weights of the device's precision), guidance (one call of the UNet), sampler, objective,
+optimizer, advantages and noise are the same, so it ends with our adapter up to the order of summation.
 """
 
 from __future__ import annotations
@@ -17,21 +14,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from music_ddpo.ddim import log_probability, make_schedule, mean_and_std
-from music_ddpo.generator import Conditioning, Generator
-from music_ddpo.params import Params
-from music_ddpo.prompts import Prompt
-from music_ddpo.randomness import generator as random_generator
 from torch import nn
 
-from music_ddpo import ddpo
+from music_ddpo.core.params import Params
+from music_ddpo.core.prompts import Prompt
+from music_ddpo.core.randomness import random_generator
+from music_ddpo.model.audioldm2 import Conditioning, Generator
+from music_ddpo.model.ddim import log_probability, make_schedule, mean_and_std
 from music_ddpo.rewards.base import Reward
+from music_ddpo.training.ddpo import advantages, surrogate
 
 Encode = Callable[[Sequence[str]], Conditioning]  # row i belongs to text i
 
 
 def resident_encoders(generator: Generator, negative: str) -> Encode:
-    """Encodes as the stock pipeline does, with text encoders that are on the device to stay."""
+    """Encodes like the stock pipeline, with text encoders that stay on the device."""
     pipe, device = generator.pipeline, generator.device
     for module in (pipe.text_encoder, pipe.text_encoder_2, pipe.projection_model, pipe.language_model):
         module.to(device)
@@ -49,7 +46,7 @@ def resident_encoders(generator: Generator, negative: str) -> Encode:
     return encode
 
 
-def epoch(
+def round_(
     generator: Generator,
     reward: Reward,
     prompts: list[Prompt],
@@ -62,14 +59,14 @@ def epoch(
     """The first round of sample, score, learn; the rewards [trajectories]."""
     settings, device = params.ddpo, generator.device
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    schedule = make_schedule(generator.scheduler, params.steps, ddpo.ETA)
+    schedule = make_schedule(generator.scheduler, params.steps, eta=1.0)
     shape = generator.latent_shape(params.duration)
-    count = settings.trajectories_per_epoch
+    count = settings.trajectories_per_round
 
     def policy(latents: torch.Tensor, step: int, rows: Conditioning) -> tuple[torch.Tensor, torch.Tensor]:
-        index = torch.full((len(latents),), step)
-        noise = generator.predict_noise(latents, schedule.timesteps[index], rows, params.guidance_scale)
-        return mean_and_std(schedule, index, latents, noise)
+        timesteps = schedule.timesteps[step].expand(len(latents))
+        noise = generator.predict_noise(latents, timesteps, rows, params.guidance_scale)
+        return mean_and_std(schedule, step, latents, noise)
 
     batches, rewards = [], []
     for start in range(0, count, batch_size):
@@ -91,13 +88,14 @@ def epoch(
 
     rewards = torch.cat(rewards)
     index = torch.arange(count) % len(prompts)
-    advantage = ddpo.advantages(rewards, index, {}, settings.advantage_window, settings.advantage_clip).to(device)
+    advantage = advantages(rewards, index, {}, settings.advantage_window, settings.advantage_clip).to(device)
 
-    share = count // settings.updates_per_epoch
+    share = count // settings.updates_per_round
     for clips, rows, path, old in batches:
         for step in params.trained_steps:
             new = log_probability(path[step + 1], *policy(path[step], step, rows))
-            loss, _ = ddpo.surrogate(new, old[step], advantage[clips.start : clips.stop], settings.clip_range)
+            ratio = torch.exp(new - old[step])
+            loss = surrogate(ratio, advantage[clips.start : clips.stop], settings.clip_range)
             (loss.sum() / (share * len(params.trained_steps))).backward()
         if clips.stop % share == 0:
             nn.utils.clip_grad_norm_(parameters, settings.max_gradient_norm)

@@ -21,15 +21,20 @@ from pathlib import Path
 import diffusers
 import torch
 import yaml
-from music_ddpo.generator import Generator
-from music_ddpo.params import Params, parse
-from music_ddpo.prompts import make_prompts
 from tqdm import tqdm
 
 import reference_loop
 from full_size import FullSize, full_size
-from music_ddpo import adapter, ddpo, execution
-from music_ddpo.rewards.base import Reward, load_reward
+from music_ddpo.core.params import Params
+from music_ddpo.core.params_file import parse
+from music_ddpo.core.prompts import make_prompts
+from music_ddpo.machine import batches
+from music_ddpo.model import adapter
+from music_ddpo.model.audioldm2 import Generator
+from music_ddpo.rewards.base import Reward
+from music_ddpo.rewards.emopia import Emopia
+from music_ddpo.training import loop, setup
+from music_ddpo.training.record import Round
 
 PROJECT = Path(__file__).parent.parent
 MODELS = PROJECT / "mini" / "models"
@@ -64,9 +69,9 @@ def params_for(setting: Setting, trajectories: int | None = None) -> Params:
     content = yaml.safe_load((PROJECT / "params.yaml").read_text())
     content |= {"steps": setting.steps, "duration": setting.duration}
     content["ddpo"] |= {
-        "epochs": 1,
-        "trajectories_per_epoch": trajectories or setting.trajectories,
-        "updates_per_epoch": setting.updates,
+        "rounds": 1,
+        "trajectories_per_round": trajectories or setting.trajectories,
+        "updates_per_round": setting.updates,
         "timesteps": setting.timesteps,
     }
     return parse(content)
@@ -77,11 +82,15 @@ def load(device: torch.device, dtype: torch.dtype) -> Generator:
     return full_size(device, dtype) if device.type == "cuda" else Generator.load(MODELS / "pipeline", device, dtype)
 
 
-def ours(generator: Generator, reward: Reward, params: Params) -> list[ddpo.Epoch]:
-    """One round as the stage `train` does it."""
+def ours(generator: Generator, reward: Reward, params: Params) -> list[Round]:
+    """One round like the stage `train` does it."""
     prompts = make_prompts(params.prompts.template, params.prompts.emotions, params.prompts.instruments)
     with tempfile.TemporaryDirectory() as scratch:
-        return ddpo.train(generator, reward, prompts, params, 0, execution.choose(params.compute), Path(scratch) / "c")
+        files = Path(scratch) / "checkpoint.pt", Path(scratch) / "curve.csv"
+        chosen = batches.choose(params.compute)
+        policy, run = setup.prepare(generator, "emopia", prompts, params, 0, chosen, *files, {})
+        loop.train(policy, reward, prompts, params, 0, chosen, run)
+        return run.rounds
 
 
 def theirs(generator: Generator, reward: Reward, params: Params, batch_size: int) -> None:
@@ -93,7 +102,7 @@ def theirs(generator: Generator, reward: Reward, params: Params, batch_size: int
         encode = lambda texts: generator.encode(texts, "")  # noqa: E731
     else:
         encode = reference_loop.resident_encoders(generator, params.prompts.negative)
-    reference_loop.epoch(generator, reward, prompts, encode, params, optimizer, batch_size, 0)
+    reference_loop.round_(generator, reward, prompts, encode, params, optimizer, batch_size, 0)
 
 
 def timed(work: Callable[[], object], device: torch.device) -> dict[str, float]:
@@ -127,7 +136,7 @@ def useful_operations(setting: Setting, guidance: bool = True) -> float:
     """What a round has to compute in the UNet at least, two rows a pair with guidance.
 
     Forward once to sample, forward and backward once to learn; the backward pass counts as one forward, for the weights
-    are frozen. What is computed twice does not count, nor do VAE, vocoder and rewards.
+    are frozen. VAE, vocoder and rewards do not count.
     """
     trained = len(params_for(setting).trained_steps)
     return setting.trajectories * (setting.steps + 2 * trained) * FORWARD[setting.duration] * (1 + guidance)
@@ -143,7 +152,7 @@ def one_round(setting: Setting, batch: int | None, trajectories: int, reward: Re
 
 def measure(settings: tuple[Setting, ...], device: torch.device, dtype: torch.dtype, repeats: int) -> list[dict]:
     """Each setting on both sides, in turns; of several repeats the median."""
-    reward, rows = load_reward("emopia", MODELS, device), []
+    reward, rows = Emopia.load(MODELS, device), []
     with tqdm(total=sum(1 + len(s.batches) for s in settings) * repeats, unit="round") as bar:
         for setting in settings:
             sides = (None, *setting.batches)
@@ -184,7 +193,7 @@ def summarise(setting: Setting, runs: dict[int | None, list[dict]]) -> list[dict
 
 def profile(setting: Setting, device: torch.device, dtype: torch.dtype) -> str:
     """Where the time of one of our rounds goes, by operation."""
-    reward, generator = load_reward("emopia", MODELS, device), load(device, dtype)
+    reward, generator = Emopia.load(MODELS, device), load(device, dtype)
     on_gpu = device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * on_gpu
     with torch.profiler.profile(activities=activities, acc_events=True) as recorded:
@@ -203,7 +212,7 @@ def main() -> None:
     device, dtype = (torch.device("cuda"), torch.bfloat16) if on_gpu else (torch.device("cpu"), torch.float32)
     default = parse(yaml.safe_load((PROJECT / "params.yaml").read_text()))
     study = Setting(
-        default.steps, default.duration, default.ddpo.trajectories_per_epoch, (1, 16), default.ddpo.updates_per_epoch,
+        default.steps, default.duration, default.ddpo.trajectories_per_round, (1, 16), default.ddpo.updates_per_round,
         default.ddpo.timesteps,
     )  # fmt: skip
     rows = measure(GPU if on_gpu else (study,), device, dtype, arguments.repeats)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from music_ddpo.core.params_file import load, parse
 
 from music_ddpo.core.errors import UserError
+from music_ddpo.core.params_file import load, parse
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
 MISSING = object()

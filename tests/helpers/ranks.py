@@ -27,8 +27,35 @@ class Ended:
     stderr: str
 
 
-def run_stage(folder: Path, *command: str, processes: int = 1, first: Callable = int, given: tuple = ()) -> list[Ended]:
-    """Runs a stage as the launcher's workers do, with one thread in each; how each of them ended.
+class Job:
+    """A stage that runs in one or several processes."""
+
+    def __init__(self, workers: list, said: list[Path]):
+        self.workers, self.said = workers, said
+
+    def alive(self) -> bool:
+        """Whether the first process runs."""
+        return self.workers[0].is_alive()
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to the first process."""
+        os.kill(self.workers[0].pid, number)
+
+    def wait(self) -> Ended:
+        """How the first process ends."""
+        return self.wait_all()[0]
+
+    def wait_all(self) -> list[Ended]:
+        """How all processes end."""
+        for worker in self.workers:
+            worker.join(DEADLINE)
+            worker.kill()
+            worker.join()
+        return [Ended(w.exitcode, path.read_text()) for w, path in zip(self.workers, self.said, strict=True)]
+
+
+def start_stage(folder: Path, *command: str, processes: int = 1, first: Callable = int, given: tuple = ()) -> Job:
+    """Starts a stage like the launcher's workers do, with one thread in each.
 
     `first(*given)` is called in each of them before.
     """
@@ -42,17 +69,12 @@ def run_stage(folder: Path, *command: str, processes: int = 1, first: Callable =
     ]
     for worker in workers:
         worker.start()
-    for worker in workers:
-        worker.join(DEADLINE)
-        worker.kill()
-        worker.join()
-    return [Ended(worker.exitcode, path.read_text()) for worker, path in zip(workers, said, strict=True)]
+    return Job(workers, said)
 
 
-def succeed(folder: Path, *command: str, processes: int = 1) -> None:
-    """Runs a stage that must succeed."""
-    ends = run_stage(folder, *command, processes=processes)
-    assert [end.code for end in ends] == [0] * processes, "".join(end.stderr for end in ends)
+def run_stage(folder: Path, *command: str, processes: int = 1, first: Callable = int, given: tuple = ()) -> list[Ended]:
+    """The same, until it has ended."""
+    return start_stage(folder, *command, processes=processes, first=first, given=given).wait_all()
 
 
 def _work(rank, processes, port, folder, said, command, first, given) -> None:
