@@ -1,9 +1,11 @@
-# `make repro` runs the study, `make test` the tests, `make bench` the measurements; all set up .venv first.
+# `make repro` runs the study, `make test` the tests, `make lint` the checks of style and types, `make bench` the
+# measurements, `make mini` remakes the embedded models, `make experiments` lists experiments on one screen. All set up
+# .venv first.
 
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro test bench lint clean
+.PHONY: repro test lint bench mini experiments clean
 
 repro: $(VENV)/ready
 	dvc repro
@@ -13,13 +15,22 @@ repro: $(VENV)/ready
 test: $(VENV)/ready
 	pytest
 
+lint: $(VENV)/ready
+	ruff check .
+	ruff format --check .
+	mypy
+
 bench: $(VENV)/ready
 	python benchmarks/speed.py --profile
 	python benchmarks/growth.py
 
-lint: $(VENV)/ready
-	ruff check .
-	ruff format --check .
+mini: $(VENV)/ready
+	cd mini/making && dvc repro
+
+# `dvc exp show` has a column for each parameter and each dependency. This leaves those that differ, and headline numbers.
+experiments: $(VENV)/ready
+	dvc exp show --no-pager --only-changed --drop '[^:]*/[^:]*$$' --drop '.*:(before|after_ci|before_ci|seconds)$$' \
+		--drop '.*:(happy|angry|sad|tender)$$'
 
 clean:
 	rm -rf $(VENV)
