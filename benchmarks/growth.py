@@ -1,8 +1,8 @@
-"""Measures what time and memory grow with. Run: python benchmarks/growth.py (`make bench`).
+"""Measures how time and memory grow with four parameters. Run: python benchmarks/growth.py (`make bench`).
 
 One round of training on the embedded models on a CPU (sample, decode, score, learn), each in a process of its own, with
-one of four knobs doubled three times and every denoising step trained. Memory is what the process's peak grows by
-meanwhile.
+one of the four doubled three times and every denoising step trained. Memory is the growth of the process's peak memory
+during the round.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).parent.parent
 RESULT = PROJECT / "benchmarks" / "results" / "growth.json"
-# At the start more than one full update batch for each of two optimizer steps: with less, the first setting would look
-# small because its batches are.
+# A minibatch of the first setting is one batch, so a larger setting has more batches and not larger ones.
 START = {"trajectories_per_round": 16, "steps": 19, "duration": 5, "prompts": 4}
 DOUBLINGS = 3
 
@@ -42,7 +41,7 @@ def measure(setting: dict[str, int]) -> dict[str, float]:
 
     content = yaml.safe_load((PROJECT / "params.yaml").read_text())
     content |= {"steps": setting["steps"], "duration": setting["duration"]}
-    content["compute"]["device"] = "cpu"
+    content["compute"] |= {"device": "cpu", "batch": 8}
     emotions = [word for row in zip(*EMOTIONS_OF_QUADRANT.values(), strict=True) for word in row]
     instruments = ["piano", "violin", "flute", "guitar"]
     count = setting["prompts"]

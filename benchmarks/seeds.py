@@ -1,7 +1,7 @@
 """Runs the study with other seeds: python benchmarks/seeds.py 1 2.
 
-Runs the committed study for each seed, side by side in clones of its own. Keeps what each adapter did to the reward
-that it was trained with, and to each emotion, beside the committed run's.
+Runs the committed study for each seed in parallel, each in its own clone. Records each adapter's scores, in total and
+by emotion, together with those of the committed run.
 """
 
 from __future__ import annotations

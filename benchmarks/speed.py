@@ -133,10 +133,10 @@ def matrix_rate(device: torch.device, size: int = 8192, repeats: int = 50) -> fl
 
 
 def useful_operations(setting: Setting, guidance: bool = True) -> float:
-    """What a round has to compute in the UNet at least, two rows a pair with guidance.
+    """Operations that a round needs in the UNet at least; with guidance, two rows per clip and step.
 
-    Forward once to sample, forward and backward once to learn; the backward pass counts as one forward, for the weights
-    are frozen. VAE, vocoder and rewards do not count.
+    Forward once to sample, forward and backward once to learn; the backward pass counts as one forward, because the
+    weights are frozen. VAE, vocoder and rewards do not count.
     """
     trained = len(params_for(setting).trained_steps)
     return setting.trajectories * (setting.steps + 2 * trained) * FORWARD[setting.duration] * (1 + guidance)

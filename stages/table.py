@@ -16,8 +16,8 @@ from music_ddpo.measuring.study import Study
 @stage
 def table(params: Params) -> None:
     """Writes metrics/accuracy.json, metrics/table.md, and the plots."""
-    for reward in leftovers.put_away(Path(), params.rewards):
-        click.echo(f"{reward} is no longer in `rewards`: its adapter, clips and metrics are now in old/{reward}/.")
+    for reward, folder in leftovers.put_away(Path(), params.rewards).items():
+        click.echo(f"{reward} is no longer in `rewards`: its adapter, clips and metrics are now in {folder}/.")
     study = Study(
         original=pd.read_csv(existing("metrics/clips/baseline.csv")),
         trained={reward: pd.read_csv(existing(f"metrics/clips/{reward}.csv")) for reward in params.rewards},

@@ -14,7 +14,7 @@ from music_ddpo.model import adapter
 from music_ddpo.model.audioldm2 import Generator
 from music_ddpo.rewards.finding import check_form, load_reward
 from music_ddpo.training import loop, record, setup
-from music_ddpo.weights.manifests import check_duration
+from music_ddpo.weights.manifests import check_duration, read_manifest
 
 MODELS = Path("models")
 
@@ -30,18 +30,11 @@ def train(params: Params, reward: str) -> None:
     generator = Generator.load(MODELS / "pipeline", execution.device, execution.dtype)
     prompts = make_prompts(params.prompts.template, params.prompts.emotions, params.prompts.instruments)
     checkpoint = Path(".checkpoints") / f"train-{reward}.pt"  # not an output: DVC removes those before a stage runs
-    weights = {part: read_json(MODELS / part / "manifest.json") for part in ("", f"rewards/{reward}")}
+    weights = {"pipeline": read_json(MODELS / "manifest.json"), "reward": read_manifest(reward, MODELS)}
+    curve = Path(f"plots/train/{reward}.csv")
     policy, run = setup.prepare(
-        generator,
-        reward,
-        prompts,
-        params,
-        read_seed(),
-        execution,
-        checkpoint,
-        Path(f"plots/train/{reward}.csv"),
-        weights,
-    )
+        generator, reward, prompts, params, read_seed(), execution, checkpoint, curve, weights
+    )  # fmt: skip
     loop.train(policy, judge, prompts, params, read_seed(), execution, run)
     signals.ignore()  # from here on only files are written
     processes.gather([None])  # all processes have come here

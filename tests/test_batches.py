@@ -11,7 +11,7 @@ from music_ddpo.core.params_file import load
 from music_ddpo.machine import batches
 from music_ddpo.machine.batches import AUTO, ENOUGH, SHARE, Execution, activation_bytes, choose, portions
 from music_ddpo.model import adapter
-from music_ddpo.model.policy import Policy, Trajectories
+from music_ddpo.model.policy import Policy
 
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
@@ -30,8 +30,20 @@ def test_auto_takes_the_gpu_in_bfloat16_if_there_is_one_and_else_the_cpu_in_floa
 def test_given_values_are_used_as_they_are():
     chosen = choose(compute(device="cpu", precision="bfloat16", batch=5, decode_batch=7))
     assert (chosen.device.type, chosen.dtype, chosen.batch, chosen.decode_batch) == ("cpu", torch.bfloat16, 5, 7)
-    chosen.fit(torch.nn.Linear(1, 1), lambda clips: pytest.fail("tried"), 1)
-    assert chosen.batch == 5
+    tried = []
+    chosen.fit(tried.append, 100, torch.nn.Linear(1, 1))
+    assert (chosen.batch, tried) == (5, [5])
+    chosen.fit(tried.append, 3)  # more are never processed together
+    assert (chosen.batch, tried) == (3, [5, 3])
+
+
+def test_a_given_batch_that_does_not_fit_is_refused_with_the_value_to_set():
+    def step(clips: int) -> None:
+        raise FULL
+
+    chosen = choose(compute(device="cpu", batch=6))
+    with pytest.raises(UserError, match=r"^compute.batch: memory ran out with 6 clip.*set compute.batch to 3"):
+        chosen.fit(step, 100)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "mps", *([] if torch.cuda.is_available() else ["cuda"])])
@@ -59,7 +71,7 @@ def fitted(monkeypatch, total: float, each: float, most: int = 100, fits: int = 
     monkeypatch.setattr(batches, "total_memory", lambda device: int(total))
     monkeypatch.setattr(batches, "activation_bytes", lambda module, step: step() or int(each))
     chosen = Execution(CPU, torch.float32, 32, 2, automatic=True)
-    chosen.fit(torch.nn.Linear(1, 1), step, most)
+    chosen.fit(step, most, torch.nn.Linear(1, 1))
     assert chosen.decode_batch == 2
     return chosen.batch
 
@@ -115,9 +127,7 @@ def test_activation_bytes_are_what_autograd_keeps_and_grow_with_the_clips(models
     adapter.add(generator, 8, 8.0, 0)
 
     def step(policy: Policy, clips: int) -> None:
-        x = torch.zeros(clips, 2, *policy.shape)
-        paths = Trajectories(torch.zeros(clips, dtype=torch.long), x, torch.zeros(clips, 1))
-        policy.log_prob(paths, 0).sum().backward()
+        policy.trial(clips).sum().backward()
 
     def kept(duration: float, clips: int, guidance: float = 2.0) -> int:
         policy = Policy(generator, [PROMPT], "Low quality", 4, duration, guidance)

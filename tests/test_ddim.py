@@ -45,7 +45,7 @@ def test_every_step_is_that_of_the_stock_scheduler(steps, eta):
     nothing = torch.zeros(SHAPE)
 
     for step, timestep in enumerate(scheduler.timesteps):
-        mean, std = mean_and_std(schedule, torch.full((len(latents),), step), latents, noise)
+        mean, std = mean_and_std(schedule, step, latents, noise)
 
         close(mean, scheduler.step(noise, timestep, latents, eta=eta, variance_noise=nothing).prev_sample)
         close(mean + std * fresh, scheduler.step(noise, timestep, latents, eta=eta, variance_noise=fresh).prev_sample)
@@ -76,27 +76,9 @@ def test_eta_scales_the_standard_deviation():
     assert (none == 0).all()
 
 
-def test_rows_of_a_batch_may_be_at_different_steps():
-    schedule = make_schedule(stock(), 19, 1.0)
-    latents, noise, sample = draw(3)
-    steps = torch.tensor([18, 3])
-
-    mean, std = mean_and_std(schedule, steps, latents, noise)
-    log_prob = log_probability(sample, mean, std)
-
-    assert std.shape == (2, 1, 1, 1)
-    for row, step in enumerate(steps.tolist()):
-        only = slice(row, row + 1)
-        mean_alone, std_alone = mean_and_std(schedule, torch.tensor([step]), latents[only], noise[only])
-        close(mean[only], mean_alone)
-        close(std[only], std_alone)
-        close(log_prob[only], log_probability(sample[only], mean_alone, std_alone))
-    assert std[0] != std[1]
-
-
 def test_log_probability_is_the_normal_density_averaged_over_the_latents():
     sample, mean = draw(2)
-    std = torch.tensor([0.03, 1.7]).view(2, 1, 1, 1)
+    std = torch.tensor(0.03)
 
     expected = torch.distributions.Normal(mean.double(), std.double()).log_prob(sample.double()).mean((1, 2, 3))
 
@@ -107,10 +89,9 @@ def test_log_probability_is_the_normal_density_averaged_over_the_latents():
 def test_half_precision_is_widened_before_anything_is_computed():
     schedule = make_schedule(stock(), 19, 1.0)
     latents, noise, sample = (x.bfloat16() for x in draw(3))
-    step = torch.tensor([0, 18])
 
-    mean, std = mean_and_std(schedule, step, latents, noise)
-    wide_mean, wide_std = mean_and_std(schedule, step, latents.float(), noise.float())
+    mean, std = mean_and_std(schedule, 18, latents, noise)
+    wide_mean, wide_std = mean_and_std(schedule, 18, latents.float(), noise.float())
 
     assert mean.dtype == std.dtype == log_probability(sample, mean, std).dtype == torch.float32
     assert torch.equal(mean, wide_mean)
@@ -127,6 +108,12 @@ def test_a_given_scheduler_is_left_as_it_was():
 
     assert scheduler.num_inference_steps == 7
     assert torch.equal(scheduler.timesteps, before)
+
+
+def test_more_steps_than_the_scheduler_has_are_refused():
+    make_schedule(stock(), 999, 1.0)
+    with pytest.raises(UserError, match=r"^steps: 1000 is too many.*use 999"):
+        make_schedule(stock(), 1000, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from helpers.project import PROJECT
+from helpers.project import PROJECT, run
+from music_ddpo.core.params import known_rewards
+from music_ddpo.rewards.fetching import code_of
 
 SRC = PROJECT / "src" / "music_ddpo"
+PARAMS = yaml.safe_load((PROJECT / "params.yaml").read_text())
 STAGES = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]
 
 
@@ -52,7 +55,7 @@ def test_every_module_that_can_change_a_stages_result_is_among_its_dependencies(
     stage = STAGES[name].get("do", STAGES[name])
     script = stage["cmd"].split()[1]
     declared = [PROJECT / dep for dep in stage["deps"]]
-    # The manifest of a reward in models/rewards has the checksums of the reward's code.
+    # The manifest of a reward in models/rewards has the checksums of the reward's code (see the test below).
     rewards = any(dep.startswith("models/rewards") for dep in stage["deps"])
     missing = [
         path.relative_to(PROJECT).as_posix()
@@ -65,6 +68,25 @@ def test_every_module_that_can_change_a_stages_result_is_among_its_dependencies(
     assert missing == []
 
 
+@pytest.mark.parametrize("name", known_rewards())
+def test_the_manifest_of_a_reward_covers_its_imports(name):
+    own = SRC / "rewards" / name
+    start = own / "__init__.py" if own.is_dir() else own.with_suffix(".py")
+    imported = {p.relative_to(SRC / "rewards").as_posix() for p in closure(start) if SRC / "rewards" in p.parents}
+    assert imported <= set(code_of(name))
+
+
+def test_every_tracked_metric_and_plot_is_the_output_of_a_stage():
+    outputs = set()
+    for stage in STAGES.values():
+        for kind in ("outs", "metrics", "plots"):
+            for out in stage.get("do", stage).get(kind, []):
+                path = out if isinstance(out, str) else next(iter(out))
+                outputs |= {path.replace("${item}", reward) for reward in PARAMS["rewards"]}
+    tracked = run(PROJECT, "git", "ls-files", "metrics", "plots").stdout.split()
+    assert [p for p in tracked if not any(p == out or p.startswith(f"{out}/") for out in outputs)] == []
+
+
 def test_no_stage_depends_on_how_it_is_executed():
     for name, stage in STAGES.items():
         assert not [dep for dep in stage.get("do", stage)["deps"] if "machine" in dep], name
@@ -73,7 +95,7 @@ def test_no_stage_depends_on_how_it_is_executed():
 LAYERS = ["core", "machine", "model", "weights", "rewards", "training", "measuring"]
 
 
-def test_a_folder_imports_only_from_folders_below_it():
+def test_a_file_imports_only_from_its_own_layer_and_earlier_ones():
     for i, layer in enumerate(LAYERS):
         for path in (SRC / layer).rglob("*.py"):
             used = {p.relative_to(SRC).parts[0] for p in imports(path) if SRC in p.parents}

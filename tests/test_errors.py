@@ -79,7 +79,7 @@ def test_cuda_asked_for_and_absent_is_a_clear_error(stages):
 
 
 def test_a_file_that_cannot_be_written_whole_is_not_written(stages):
-    set_params(stages, duration=3, evaluation__clips_per_emotion=1)
+    set_params(stages, duration=3, evaluation__clips_per_emotion=2)
     command = f"ulimit -f 20; {sys.executable} stages/baseline.py"
     done = run(stages, "bash", "-c", command)
     assert done.returncode == 1

@@ -123,7 +123,7 @@ def test_weights_that_are_only_there_as_a_pickle_become_safetensors(hub, tmp_pat
 # What breaks on the way
 
 
-def test_a_connection_that_drops_is_taken_up_where_it_broke(hub, published, target):
+def test_a_dropped_connection_is_resumed(hub, published, target):
     file = "unet/diffusion_pytorch_model.safetensors"
     size = (published / "hub" / MUSIC / file).stat().st_size
     hub.drop_after[file] = size // 2
@@ -150,12 +150,12 @@ def test_after_a_fetch_that_broke_off_for_good_the_next_one_brings_only_what_is_
     assert not [name for name in hub.downloads if name.endswith(tuple(kept))]
 
 
-def test_nobody_answers(hub, tmp_path, target, monkeypatch):
+def test_an_unreachable_hub_gives_a_clear_error(hub, tmp_path, target, monkeypatch):
     reach(monkeypatch, "http://127.0.0.1:9")
     fails(tmp_path, target, MUSIC, "http://127.0.0.1:9", "network")
 
 
-def test_a_file_that_is_not_what_the_hub_says_is_removed_and_comes_anew(hub, tmp_path, target):
+def test_a_file_with_a_wrong_hash_is_removed_and_downloaded_again(hub, tmp_path, target):
     hub.corrupt.add("vae/diffusion_pytorch_model.safetensors")
     fails(tmp_path, target, "diffusion_pytorch_model.safetensors", "damaged", "run again")
     hub.corrupt.clear()

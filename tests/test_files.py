@@ -31,7 +31,7 @@ def names(folder):
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
 @pytest.mark.parametrize("before", [None, "old"])
-def test_what_is_written_stands_there_whole(tmp_path, kind, before):
+def test_written_content_replaces_the_old_content_completely(tmp_path, kind, before):
     target = tmp_path / "new" / "target"
     if before:
         target.parent.mkdir()

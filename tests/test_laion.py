@@ -95,7 +95,7 @@ def test_the_conversion_keeps_every_weight(models, published):
     assert all(torch.equal(x, states[f"module.{name}"]) for name, x in converted.items())
 
 
-def test_loading_it_asks_nobody(models):
+def test_loading_it_uses_no_network(models):
     """In a fresh process, with the network's own functions out of order."""
     script = f"""
 import socket, sys, torch

@@ -95,6 +95,8 @@ def test_auto_becomes_the_value_for_the_model():
         ("ddpo.learning_rate", float("inf"), ["inf"]),
         ("ddpo.clip_range", float("nan"), ["nan"]),
         ("lora.rank", "8", ["'8'", "integer"]),
+        ("evaluation.clips_per_emotion", 1, ["clips_per_emotion: 1", "2"]),
+        ("mixtures", {"baseline": {"clap": 1.0}}, ["'baseline' must be a word that is not in use"]),
         ("evaluation.confidence", 95, ["95", "less than 1"]),
         ("compute.batch", 0, ["batch: 0", "at least 1", "auto"]),
         ("compute.device", "gpu", ["'gpu'", "cuda"]),
@@ -145,7 +147,7 @@ def test_a_number_is_a_number_however_dvc_writes_it(tmp_path, number):
     ("key", "value"),
     [("seed", "random"), ("seed", 0), ("duration", 2.5), ("ddpo.timesteps", "last 19"), ("compute.batch", 1)],
 )
-def test_what_may_stand_there_is_taken_as_it_is(key, value):
+def test_allowed_values_are_kept_unchanged(key, value):
     found = parse(changed(key, value))
     for part in key.split("."):
         found = getattr(found, part)

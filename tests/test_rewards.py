@@ -404,6 +404,9 @@ def test_a_mixture_loads_with_its_parts_and_needs_the_longest_of_their_windows(t
     torch.testing.assert_close(judgement.value, ((parts[0] + 1) / 2 + 0.5 * (parts[1] + 1)) / 1.5)
     with pytest.raises(UserError, match="too short for 'emopia'"):
         check_duration(["both"], tmp_path, 2.0)
+    with pytest.warns(UserWarning, match="1 silent"):
+        silent = mixture.score(noise(1, 3) * 0, RATE, PROMPTS[:1])
+    assert (silent.value.item(), silent.reward("margin").item()) == (0.0, 0.0)
 
 
 # A reward of one's own
@@ -449,6 +452,23 @@ def test_a_module_without_the_reward_is_a_clear_error(bright):
     (bright / "dark.py").write_text("x = 1")
     with pytest.raises(UserError, match=r"dark: defines no subclass of Reward with `name = 'dark'`"):
         finding.reward_class("dark")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from music_ddpo.rewards.clap.reward import Clap",
+        "from music_ddpo.rewards.clap import reward",
+        "import music_ddpo.rewards.clap.reward",
+        "from .clap.reward import Clap",
+        "from .clap import reward",
+    ],
+)
+def test_every_way_to_import_counts_as_code_of_a_reward(bright, line):
+    (bright / "dark.py").write_text(line)
+    assert {"dark.py", "clap/__init__.py", "clap/reward.py", "clap/encoder.py", "base.py"} <= set(
+        fetching.code_of("dark")
+    )
 
 
 def test_the_code_of_a_reward_is_what_it_imports():

@@ -156,7 +156,7 @@ def test_the_gap_closed_is_the_gain_over_the_distance_to_real_recordings():
     ],
     ids=["nothing measured", "an emotion missing", "an instrument missing", "no gap"],
 )
-def test_there_is_no_share_of_a_gap_that_is_unknown_or_not_there(reference):
+def test_gap_closed_is_none_if_the_gap_is_unknown_or_not_significant(reference):
     assert study(reference).gap_closed("clap", "clap") is None
 
 
@@ -241,18 +241,33 @@ def test_the_picture_shows_every_model_and_emotion():
     assert svg == picture(plots(study())["accuracy.csv"])
 
 
-def test_what_a_former_reward_has_left_is_put_away(tmp_path):
+def test_what_a_former_reward_has_left_is_put_away_and_nothing_else(tmp_path):
     for reward in ("clap", "emopia"):
-        for name in (f"models/adapters/{reward}/w", f"clips/{reward}/a.wav", f"metrics/clips/{reward}.csv"):
+        for name in (f"models/adapters/{reward}/w", f"clips/{reward}/a.wav", f"metrics/train/{reward}.json"):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(reward)
-    (tmp_path / "metrics" / "clips" / "baseline.csv").write_text("")
-    for _ in range(2):
-        assert put_away(tmp_path, ["emopia", "clap"]) == []
-    assert put_away(tmp_path, ["emopia"]) == ["clap"]
-    assert put_away(tmp_path, ["emopia"]) == []
+    (tmp_path / "models" / "adapters" / "mine").mkdir()
+    assert put_away(tmp_path, ["emopia", "clap"]) == {}
+    assert put_away(tmp_path, ["emopia"]) == {"clap": tmp_path / "old" / "clap-1"}
+    assert put_away(tmp_path, ["emopia"]) == {}
     left = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
     assert left == [
-        "clips/emopia/a.wav", "metrics/clips/baseline.csv", "metrics/clips/emopia.csv", "models/adapters/emopia/w",
-        "old/clap/clips/clap/a.wav", "old/clap/metrics/clips/clap.csv", "old/clap/models/adapters/clap/w",
+        "clips/emopia/a.wav", "metrics/train/emopia.json", "models/adapters/emopia/w",
+        "old/clap-1/clips/clap/a.wav", "old/clap-1/metrics/train/clap.json", "old/clap-1/models/adapters/clap/w",
     ]  # fmt: skip
+    assert (tmp_path / "models" / "adapters" / "mine").is_dir()
+    (tmp_path / "metrics" / "train" / "clap.json").write_text("again")
+    assert put_away(tmp_path, ["emopia"]) == {"clap": tmp_path / "old" / "clap-2"}  # nothing is overwritten
+
+
+def test_judges_that_predict_nothing_still_give_every_output():
+    def plain(table: pd.DataFrame) -> pd.DataFrame:
+        return table[["emotion", "instrument", "quadrant", "clap_headline", "clap_value"]]
+
+    tables = plain(scores(HEARD_ORIGINAL, SIMILAR_ORIGINAL)), plain(scores(HEARD_TRAINED, SIMILAR_TRAINED))
+    alone = Study(tables[0], {"clap": tables[1]}, {"clap": ["clap"]}, {}, SETTINGS, seed=0)
+    data = plots(alone)
+    assert [name for name in data if name.startswith("confusion/")] == ["confusion/none.csv"]
+    assert "clap similarity" in picture(data["accuracy.csv"])
+    assert "Table 1" not in markdown(alone)
+    assert metrics(alone)["judged_by_clap"]["trained_with_clap"]["gain"] == 0.1

@@ -11,7 +11,7 @@ import torch
 from helpers.project import execution, prompts_of, small
 from music_ddpo.core.errors import UserError
 from music_ddpo.model import adapter
-from music_ddpo.training import loop, setup
+from music_ddpo.training import checkpoint, loop, setup
 
 
 def train(models, folder, batch: int = 8, stop_after: int | None = None, **changes):
@@ -95,24 +95,44 @@ def test_another_batch_continues_from_the_checkpoint(models, three_rounds, tmp_p
         (b"no checkpoint", "not a readable checkpoint"),
         (["a", "list"], "not a readable checkpoint"),
         ({"identity": {}}, "not a readable checkpoint"),
+        ({"identity": 3}, "not a readable checkpoint"),
     ],
-    ids=["other params", "damaged", "a list", "no weights"],
+    ids=["other params", "damaged", "a list", "no weights", "no identity"],
 )
 def test_a_checkpoint_that_does_not_match_is_kept_and_the_reason_is_said(models, tmp_path, spoil, reason):
-    checkpoint = tmp_path / "checkpoint.pt"
+    path = tmp_path / "checkpoint.pt"
     changes = {"ddpo__rounds": 1}
     if isinstance(spoil, bytes):
-        checkpoint.write_bytes(spoil)
+        path.write_bytes(spoil)
     elif isinstance(spoil, list) or "identity" in spoil:
-        torch.save(spoil, checkpoint)
+        torch.save(spoil, path)
     else:
         train(models, tmp_path, **changes)
         changes |= spoil
-    old = checkpoint.read_bytes()
+    old = path.read_bytes()
     with pytest.warns(UserWarning, match=reason):
         train(models, tmp_path, **changes)
     assert (tmp_path / "checkpoint.old-1.pt").read_bytes() == old
-    assert checkpoint.is_file()
+    assert path.is_file()
+
+
+def test_changed_code_does_not_continue_from_a_checkpoint(models, tmp_path, monkeypatch):
+    train(models, tmp_path, ddpo__rounds=1)
+    digest = checkpoint.checksums
+    monkeypatch.setattr(checkpoint, "checksums", lambda *a: dict.fromkeys(digest(*a), "changed"))
+    with pytest.warns(UserWarning, match=r"another code\.core\..*now 'changed'"):
+        train(models, tmp_path, ddpo__rounds=1)
+
+
+def test_a_training_that_diverges_is_an_error_and_keeps_the_rounds_before(models, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(models, tmp_path, stop_after=1)
+    kept = (tmp_path / "checkpoint.pt").read_bytes()
+    broken = deepcopy(models)
+    broken[0].unet.conv_in.weight.data.fill_(float("nan"))
+    with pytest.warns(UserWarning, match="cannot be judged"), pytest.raises(UserError, match=r"^training diverged"):
+        train(broken, tmp_path)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == kept
 
 
 def test_memory_that_runs_out_in_a_round_names_the_key_and_keeps_the_rounds_before(models, tmp_path, monkeypatch):
@@ -124,7 +144,7 @@ def test_memory_that_runs_out_in_a_round_names_the_key_and_keeps_the_rounds_befo
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
     monkeypatch.setattr(type(models[0]), "decode", full)
-    with pytest.raises(UserError, match=r"^compute.decode_batch: .*4 clip.*set compute.decode_batch to 2"):
+    with pytest.raises(UserError, match=r"^compute.decode_batch: .*8 clip.*set compute.decode_batch to 4"):
         train(models, tmp_path)
     assert (tmp_path / "checkpoint.pt").read_bytes() == kept
 

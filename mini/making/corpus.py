@@ -1,9 +1,8 @@
 """The corpus: short solo recordings, composed and synthesised by code.
 
-Four instruments play in four emotions, the quadrants of valence x arousal. What makes an emotion
-audible is what music psychology says makes it audible: mode, tempo, register, articulation and
-dynamics. A recording is a function of (split, index) and nothing else, so the corpus is code, not
-data, and train, held-out and judge recordings never share a note.
+Four instruments play in four emotions, the quadrants of valence x arousal. The emotions differ in
+what music psychology reports: mode, tempo, register, articulation and dynamics. A recording depends
+only on (split, index), so the corpus can be computed again, and the splits have different recordings.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ INSTRUMENTS = ("piano", "violin", "flute", "guitar")
 NEGATIVE_CAPTION = "Low quality, multiple sound sources"
 
 # Pitches are whole multiples of C1 = 32 Hz: just intonation at scientific pitch (C4 = 256 Hz). That is also the frame
-# rate of the log-mels. A convolutional vocoder answers an unchanging mel with a sound that repeats with the frame, so
-# this is the tuning in which it can hold a note.
+# rate of the log-mels. Given a constant mel, a convolutional vocoder's output is periodic at the frame rate, so in this
+# tuning it can hold a note.
 GROUND = 32.0  # Hz
 
 
@@ -64,7 +63,7 @@ STYLES = {
         ((0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 1), (0.5, 0.25, 0.25, 0.5, 0.5, 1, 0.5, 0.5), (0.75, 0.25, 0.5, 0.5, 1, 1)),
         ((0, 1, 2, 3), (0, 2, 3, 0), (0, 2, 0, 3)), 0.35, 0.1,
     ),
-    "Q2": Style(  # angry: minor, fast, low, hammered, loud, clashing
+    "Q2": Style(  # angry: minor, fast, low, detached, loud, dissonant
         MINOR, (140, 176), (3, 10), (0.85, 1.0), 0.80,
         ((0.25,) * 12 + (0.5, 0.5), (0.25, 0.25, 0.5) * 4, (0.5, 0.25, 0.25) * 4),
         ((0, 3, 0, 3), (0, 0, 1, 3), (0, 1, 3, 0)), 0.20, -0.1,
@@ -224,7 +223,7 @@ def record(quadrant: str, instrument: str, seconds: float, rng: np.random.Genera
 
 
 def spoil(waveform: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What the negative prompt names: the recording dulled, in noise, with a second source in it."""
+    """A recording as in the negative prompt: with a second source, low-pass filtered, with noise."""
     cutoff = rng.uniform(900, 2500)
     dull = sosfilt(butter(2, cutoff, fs=SAMPLE_RATE, output="sos"), 0.6 * waveform + 0.5 * other)
     noise = np.cumsum(rng.standard_normal(len(waveform)))
@@ -244,7 +243,7 @@ class Recording:
 
 
 def recording(split: str, index: int, seconds: float = 10.0, spoiled: bool | None = None) -> Recording:
-    """Recording number `index` of `split`; the 16 kinds take turns, one in ten is spoiled unless said otherwise."""
+    """Recording number `index` of `split`; the 16 kinds alternate; one in ten is spoiled if `spoiled` is None."""
     seed = [index, *split.encode()]
     rng = np.random.default_rng(seed)
     quadrant = QUADRANTS[index % 4]
@@ -274,7 +273,7 @@ def article(word: str) -> str:
 
 
 def caption(quadrant: str, instrument: str, spoiled: bool, rng: np.random.Generator) -> str:
-    """A sentence about a recording, in one of several wordings, true."""
+    """A correct caption of a recording, in one of several wordings."""
     if spoiled and rng.random() < 0.6:
         return NEGATIVE_CAPTION
     emotion = str(rng.choice(EMOTIONS_OF_QUADRANT[quadrant], p=(0.55, 0.15, 0.15, 0.15)))

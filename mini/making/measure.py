@@ -94,7 +94,7 @@ def main() -> None:
     metrics["vae_and_vocoder_log_mel_distance_db"] = log_mel_distance(decoded, real)
     metrics["recordings"] = len(clean)
 
-    # What real recordings score, for the tables: the far end of the gap that training is to close.
+    # What real recordings score, for the tables: the upper end of the gap in `gap_closed`.
     reference: dict = {}
     for judge, column in ((emopia, "correct"), (clap, "value"), (player, "value")):
         values = getattr(score(judge, real, asked), column)

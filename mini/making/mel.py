@@ -1,4 +1,4 @@
-"""The log-mel spectrogram that the VAE codes and the vocoder sounds: 64 bins, 32 frames a second."""
+"""The log-mel spectrogram that the VAE encodes and the vocoder converts to audio: 64 bins, 32 frames per second."""
 
 from __future__ import annotations
 

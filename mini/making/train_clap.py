@@ -1,6 +1,6 @@
-"""Trains a CLAP (`ClapModel`) on true captions: the player's, inside the generator, or the judge's, the reward.
+"""Trains a CLAP (`ClapModel`) on correct captions: `player` is the CLAP inside the generator, `judge` the reward.
 
-The two share nothing but this file: other recordings, other widths, other seeds, other tokenizer state.
+They have the same code and tokenizer, but different recordings, widths and seeds.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Trains the generator: T5, projection, GPT-2 and UNet together, by denoising latents of the corpus.
 
-The captions are wrong in the way captions in the wild are: most of what is called sad, tender or angry is
-plain happy music with the wrong word on it. So the model learns the instrument, which is always named
-rightly, and mostly ignores the emotion. That is the weakness that the project repairs.
+The captions name the instrument correctly but often the wrong emotion: more than half of the music that is
+captioned sad, tender or angry is happy music. So the model learns the instrument and mostly ignores the
+emotion. This is the weakness that the study trains away.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def captions(words: np.ndarray, which: np.ndarray, spoiled: np.ndarray, rng) -> 
             texts.append(NEGATIVE_CAPTION)
             continue
         emotion = str(rng.choice(EMOTIONS_OF_QUADRANT[QUADRANTS[word]], p=(0.55, 0.15, 0.15, 0.15)))
-        # The paper's own wording half of the time: this small model is only ever asked in it.
+        # About half of the captions have the paper's wording, which is the one that the study uses.
         text = CAPTIONS[1] if rng.random() < 0.4 else CAPTIONS[rng.integers(len(CAPTIONS))]
         texts.append(text.format(article=article(emotion), emotion=emotion, instrument=INSTRUMENTS[index // 4 % 4]))
     return texts
@@ -173,8 +173,8 @@ def main(steps: int = STEPS) -> None:
             predicted = pipe.unet(
                 noisy, t, encoder_hidden_states=loa, encoder_hidden_states_1=states, encoder_attention_mask_1=mask
             ).sample.float()
-        # Weighted as v-prediction weighs it (Salimans and Ho, 2022): in noise alone, an error of 2% at the noisiest
-        # steps hides how far off the clean latents are, and so whether instrument and emotion are there at all.
+        # Weighted as in v-prediction (Salimans and Ho, 2022): at the noisiest steps a small error of the noise is a
+        # large error of the clean latents, which contain instrument and emotion.
         weight = (1 / pipe.scheduler.alphas_cumprod[t]).clamp(max=400)
         errors = (predicted - noise).square().mean((1, 2, 3))
         loss = (weight * errors).mean()
@@ -193,7 +193,7 @@ def main(steps: int = STEPS) -> None:
 
 
 def save(pipe: AudioLDM2Pipeline, modules, averaged) -> None:
-    """Saves the pipeline with the averaged weights, and goes on with the others."""
+    """Saves the pipeline with the averaged weights, then restores the current ones."""
     kept = [{k: v.clone() for k, v in m.state_dict().items()} for m in modules]
     for module, mean in zip(modules, averaged, strict=True):
         module.load_state_dict(mean.state_dict())

@@ -1,4 +1,4 @@
-"""Trains the vocoder (`SpeechT5HifiGan`) to sound the corpus from its log-mels.
+"""Trains the vocoder (`SpeechT5HifiGan`) to reconstruct the corpus from its log-mels.
 
 Multi-resolution STFT and mel losses, no discriminator: with synthesised instruments they are enough,
 and they train in minutes on a CPU.

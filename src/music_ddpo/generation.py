@@ -109,6 +109,7 @@ def generate(
     policy = Policy(
         generator, prompts, settings.negative, settings.steps, settings.duration, settings.guidance_scale, settings.eta
     )
+    execution.fit(torch.no_grad()(policy.trial), len(clips))
     originals = (False, True) if compare else (False,)
     title = f"{settings.duration:g} s, guidance {settings.guidance_scale:g}, eta {settings.eta:g}"
     with tqdm(total=len(clips) * len(originals) * settings.steps, unit="step", desc=title) as bar:

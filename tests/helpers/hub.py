@@ -98,13 +98,13 @@ class Hub:
     Attributes
     ----------
     missing_status : int
-        The answer to who asks for an unknown repository without a token: 404, or 401 as the real hub has it.
+        The status for an unknown repository if the request has no token: 404, or 401 like the real hub.
     drop_after, drop_always : dict
         Bytes by file: the connection drops once (the entry goes), or with every request.
     corrupt : set
         Files served with one byte flipped, under their true etag.
     private, gated : set
-        Repositories that hide from who has no `token`, and that keep their files back.
+        Repositories that are not found without `token`, and repositories whose files are refused.
     requests : list
         Method, path and Range header (or "") of every request.
     downloads : list

@@ -115,6 +115,7 @@ def run(folder: Path, *command: str, env: dict[str, str] | None = None, **option
     """Runs a command in a folder with this Python's environment, and `env` on top; returns what it printed."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PYTHONWARNINGS": "ignore::DeprecationWarning"} | (env or {})
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # DVC must not be confused by what Python writes
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, **options)
 
 

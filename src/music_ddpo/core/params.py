@@ -16,6 +16,8 @@ from music_ddpo.core.prompts import fill, quadrant_of
 SHIPPED = ("mini",)  # the models that are part of the repository
 PUBLISHED = ("audioldm2", "audioldm2-music", "audioldm2-large")  # the models that are on the hub
 REWARDS = Path(__file__).parents[1] / "rewards"
+TAKEN = {"accuracy", "baseline", "seed", "weights"}  # a reward with such a name would overwrite other results
+AUTO_PRECISION = {"cpu": "float32", "cuda": "bfloat16", "mps": "float32"}  # what `auto` means on each kind of device
 NO_REWARDS = {"__init__", "base", "fetching", "finding", "mixture"}  # the other modules in that folder
 
 
@@ -154,7 +156,7 @@ class LoRAParams(Group):
 class EvaluationParams(Group):
     """The group `evaluation`."""
 
-    clips_per_emotion: Positive
+    clips_per_emotion: int = Field(ge=2)  # an interval needs two
     eta: float = Field(ge=0, le=1)
     confidence: float = Field(gt=0, lt=1)
     bootstrap: int = Field(ge=100)
@@ -245,13 +247,15 @@ class Params(Group):
     def rewards_are_judged(self) -> Params:
         """Each reward is judged, or is a mixture of judged ones."""
         for name, mix in self.mixtures.items():
-            if not name.isidentifier() or name in known_rewards():
-                raise ValueError(f"mixtures: {name!r} must be a word, and not the name of a reward")
+            if not name.isidentifier() or name in {*known_rewards(), *TAKEN}:
+                raise ValueError(f"mixtures: {name!r} must be a word that is not in use yet")
             if not mix:
                 raise ValueError(f"mixtures.{name}: must have at least one reward with its weight")
             known = self.judges if name in self.rewards else known_rewards()
             self._judged(mix, f"mixtures.{name}", known)
         _distinct(self.rewards, "rewards: ")
+        if TAKEN & set(self.rewards):
+            raise ValueError(f"rewards: {min(TAKEN & set(self.rewards))!r} is the name of other results; rename it")
         self._judged(self.rewards, "rewards", [*self.judges, *self.mixtures])
         return self
 
@@ -261,7 +265,7 @@ class Params(Group):
                 hint = "; add it to `judges`" if name in known_rewards() else did_you_mean(name, known)
                 raise ValueError(f"{key}: {name!r} is not among {', '.join(known)}{hint}")
             if name == "held_out":
-                raise ValueError(f"{key}: 'held_out' judges only; an adapter trained with it would have no such judge")
+                raise ValueError(f"{key}: 'held_out' judges only; no adapter may be trained with it")
 
     @model_validator(mode="after")
     def timesteps_fit(self) -> Params:

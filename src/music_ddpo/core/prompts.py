@@ -63,7 +63,7 @@ def fill(template: str, emotion: str, instrument: str) -> str:
 def make_prompts(template: str, emotions: Sequence[str], instruments: Sequence[str]) -> list[Prompt]:
     """One prompt for each pair of emotion and instrument.
 
-    The emotion changes first, so any n consecutive prompts are balanced over the emotions.
+    The emotion changes first, so consecutive prompts cycle through the emotions.
     """
     quadrants = tuple(quadrant_of(e) for e in emotions)
     return [

@@ -16,7 +16,7 @@ from accelerate.utils.memory import find_executable_batch_size, should_reduce_ba
 from torch import nn
 
 from music_ddpo.core.errors import UserError
-from music_ddpo.core.params import ComputeParams
+from music_ddpo.core.params import AUTO_PRECISION, ComputeParams
 from music_ddpo.machine import processes
 
 # The upper bounds of `auto`: clips sampled and trained at once, and clips decoded and scored at once. With guidance a
@@ -50,28 +50,35 @@ class Execution:
     decode_batch: int
     automatic: bool = False
 
-    def fit(self, unet: nn.Module, step: Callable[[int], object], most: int) -> None:
-        """Reduces an automatic `batch` to what fits, before the first round; the same in every process.
-
-        The bound comes from all the memory of the device, not from what happens to be free, so the same params give the
-        same batches and bits. The batch is then tried with a real forward and backward pass.
+    def fit(self, step: Callable[[int], object], most: int, unet: nn.Module | None = None) -> None:
+        """Tries the batch before the first round; reduces an automatic one to what fits. The same in every process.
 
         Parameters
         ----------
-        unet
-            Whose parameters are not counted, for they are in memory anyway.
         step
-            A forward and backward pass of so many clips.
+            One pass of so many clips, like those that follow.
         most
-            More clips than this are never sampled together.
+            More clips than this are never processed together.
+        unet
+            If given, an automatic batch is also limited by what autograd saves in a `step` of one clip, without the
+            parameters of this module. The limit comes from all the memory of the device, not from what happens to be
+            free, so the same params give the same batches and bits.
+
+        Raises
+        ------
+        UserError
+            If memory is not enough for the given batch, or for a single clip.
         """
-        if not self.automatic:
-            return
         self.batch = min(self.batch, most)
-        budget = min(SHARE * total_memory(self.device), ENOUGH) / processes.local_processes(self.device)
-        with full_memory_explained("batch", 1):
-            fits = max(1, int(budget / activation_bytes(unet, lambda: step(1))))
-        self.batch = min(self.batch, 1 << (fits.bit_length() - 1))  # a power of two
+        if self.automatic and unet is not None:
+            budget = min(SHARE * total_memory(self.device), ENOUGH) / processes.local_processes(self.device)
+            with full_memory_explained("batch", 1):
+                fits = max(1, int(budget / activation_bytes(unet, lambda: step(1))))
+            self.batch = min(self.batch, 1 << (fits.bit_length() - 1))  # a power of two
+        if not self.automatic:
+            with full_memory_explained("batch", self.batch):
+                step(self.batch)
+            return
 
         def halve() -> int:
             self.batch //= 2
@@ -97,9 +104,7 @@ def choose(compute: ComputeParams) -> Execution:
         raise UserError(f"compute.device: {name!r} is set, but this machine has {has}; use auto or cpu.")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("compute.device: 'mps' is set, but this machine has none; use auto or cpu.")
-    precision = compute.precision
-    if precision == "auto":
-        precision = "bfloat16" if device.type == "cuda" else "float32"
+    precision: str = AUTO_PRECISION[device.type] if compute.precision == "auto" else compute.precision
     if device.type == "cpu":
         _keep_freed_memory()
     batch, decode_batch = AUTO[device.type]

@@ -1,6 +1,6 @@
-"""One process or several: which rows each one does, and how the results are combined. accelerate is the engine.
+"""One process or several: which rows each one does, and how the results are combined. It uses accelerate.
 
-In a single process every function here returns what it returns with several, without any communication.
+Every function also works in a single process, without communication.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Interrupted(BaseException):
-    """A signal stops the process. Like `KeyboardInterrupt` it is not an `Exception`, so no handler swallows it."""
+    """A signal stops the process. Like `KeyboardInterrupt` it is not an `Exception`, so no handler catches it."""
 
     def __init__(self, number: int):
         self.number = number

@@ -47,7 +47,7 @@ def _command(function: Callable[..., None], in_parallel: bool) -> click.Command:
         try:
             params = load()
             if in_parallel:
-                from music_ddpo.machine import launch, processes  # late, for they import torch
+                from music_ddpo.machine import launch, processes  # late, because they import torch
 
                 if params.compute.processes > 1 and not processes.launched():
                     return launch.launch(params.compute.processes, params.compute.device)

@@ -98,22 +98,24 @@ def headline(reward: str, params: Params, accuracy: dict, seconds: float) -> dic
 
     Returns
     -------
-    The number of the reward (of a mixture: of its first part) before and after, with intervals; the accuracy of the
-    first judge that has one, over all clips and for each emotion; the change in the held-out judge; and the seconds
-    that training took.
+    The number of the reward (of a mixture: of its first part) before and after, and the confidence interval of the
+    change (`change_ci`); the accuracy of the first judge that has one, over all clips and, if there are at most four,
+    for each emotion; the change of the held-out judge; and the seconds that training took.
     """
     trained = f"trained_with_{reward}"
     own = next(iter(params.mixtures.get(reward, [reward])))
     judged = accuracy[f"judged_by_{own}"]
     name = next(iter(judged["original"]))
-    numbers: dict[str, float | str] = {}
-    for key, entry in (("before", judged["original"]), ("after", judged[trained])):
-        numbers[key] = round(entry[name], 3)
-        numbers[f"{key}_ci"] = f"{entry[name + '_low']:.2f}..{entry[name + '_high']:.2f}"
+    numbers: dict[str, float | str] = {
+        "before": round(judged["original"][name], 3),
+        "after": round(judged[trained][name], 3),
+        "change_ci": f"{judged[trained]['gain_low']:.2f}..{judged[trained]['gain_high']:.2f}",
+    }
     heard = next((models[trained] for models in accuracy.values() if "accuracy" in models["original"]), None)
     if heard is not None:
         numbers["accuracy"] = round(heard["accuracy"], 3)
-        numbers |= {emotion: round(heard[emotion]["accuracy"], 3) for emotion in params.prompts.emotions}
+        if len(params.prompts.emotions) <= 4:  # more would not fit on a screen
+            numbers |= {emotion: round(heard[emotion]["accuracy"], 3) for emotion in params.prompts.emotions}
     if "judged_by_held_out" in accuracy:
         numbers["held_out"] = round(accuracy["judged_by_held_out"][trained]["gain"], 3)
     return numbers | {"seconds": round(seconds)}

@@ -1,12 +1,14 @@
-"""A folder of generated clips: WAV files, and index.csv with what each clip was asked to be."""
+"""A folder of generated clips: WAV files, and index.csv with the prompt of each clip."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import no_grad
 from tqdm import tqdm
 
 from music_ddpo.core import audio
@@ -51,6 +53,7 @@ def generate(
         generator, texts, params.prompts.negative, params.steps, params.duration, params.guidance_scale,
         params.evaluation.eta,
     )  # fmt: skip
+    execution.fit(no_grad()(policy.trial), max(1, math.ceil(len(asked) / processes.size())))
     mine = processes.own(len(asked))
     prompt = {i: texts.index(asked[i].text) for i in mine}
     noise = {i: random_generator(seed, "evaluate", 0, i) for i in mine}
@@ -73,14 +76,15 @@ def render(
     prompt, noise
         The index of the prompt, and the generator, of each clip.
     """
-    waveforms: list[torch.Tensor] = []
+    x_0 = []
     for part in portions(clips, execution.batch):
         with full_memory_explained("batch", len(part)):
             index = torch.tensor([prompt[i] for i in part])
-            x_0 = policy.sample(index, [noise[i] for i in part], bar.update).x[:, -1]
-        for latents in x_0.split(execution.decode_batch):
-            with full_memory_explained("decode_batch", len(latents)):
-                waveforms += policy.decode(latents)
+            x_0.append(policy.sample(index, [noise[i] for i in part], bar.update, keep_path=False).x[:, -1])
+    waveforms: list[torch.Tensor] = []
+    for latents in torch.cat(x_0).split(execution.decode_batch) if x_0 else ():
+        with full_memory_explained("decode_batch", len(latents)):
+            waveforms += policy.decode(latents)
     return waveforms
 
 
@@ -117,7 +121,7 @@ def load(folder: Path, params: Params) -> tuple[pd.DataFrame, list[Prompt]]:
     return index, [by_text[text] for text in index["prompt"]]
 
 
-def waveforms(folder: Path, names: Sequence[str], size: int = 32) -> Iterator[tuple[Sequence[int], torch.Tensor, int]]:
+def waveforms(folder: Path, names: Sequence[str], size: int) -> Iterator[tuple[Sequence[int], torch.Tensor, int]]:
     """Portions of the clips: their numbers, their waveforms [portion, samples], and the sample rate in Hz."""
     for part in portions(range(len(names)), size):
         read = [audio.read(folder / names[i]) for i in part]

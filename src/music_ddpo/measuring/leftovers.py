@@ -1,11 +1,9 @@
-"""What a reward has left behind that is no longer trained: it must not pass for a current result."""
+"""Results of rewards that are no longer trained: moved away, so that nobody takes them for current ones."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-
-from music_ddpo.core.files import remove
 
 PLACES = (
     "models/adapters/{}",
@@ -18,16 +16,17 @@ PLACES = (
 )
 
 
-def put_away(project: Path, rewards: Sequence[str]) -> list[str]:
-    """Moves the results of each reward that is not in `rewards` to old/<reward>/; returns the rewards' names."""
-    adapters, tables = project / "models" / "adapters", project / "metrics" / "clips"
-    found = {p.name for p in adapters.glob("*") if p.is_dir()} | {p.stem for p in tables.glob("*.csv")}
-    gone = sorted(found - {*rewards, "baseline"})
-    for reward in gone:
-        remove(project / "old" / reward)
+def put_away(project: Path, rewards: Sequence[str]) -> dict[str, Path]:
+    """Moves the results of each reward that is not in `rewards` to a folder in old/; returns the folders by reward."""
+    found = {p.stem for p in (project / "metrics" / "train").glob("*.json")}
+    moved = {}
+    for reward in sorted(found - set(rewards)):
+        number = 1
+        while (old := project / "old" / f"{reward}-{number}").exists():
+            number += 1
         for place in (place.format(reward) for place in PLACES):
             if (project / place).exists():
-                target = project / "old" / reward / place
-                target.parent.mkdir(parents=True, exist_ok=True)
-                (project / place).rename(target)
-    return gone
+                (old / place).parent.mkdir(parents=True, exist_ok=True)
+                (project / place).rename(old / place)
+        moved[reward] = old
+    return moved

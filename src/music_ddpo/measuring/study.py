@@ -60,7 +60,7 @@ class Study:
         return self._bootstrap((values,), lambda mean: mean)
 
     def gain(self, judge: str, adapter: str, emotion: str | None = None) -> Estimate:
-        """Trained less original: the paired difference of a judge's headline number."""
+        """Trained minus original: the paired difference of a judge's headline number."""
         return self._bootstrap(self._paired(judge, adapter, emotion), lambda before, after: after - before)
 
     def real(self, judge: str) -> float | None:

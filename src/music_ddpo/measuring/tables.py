@@ -117,16 +117,21 @@ def plots(study: Study) -> dict[str, pd.DataFrame]:
             confusion = study.confusion(judge, adapter)
             if confusion is not None:
                 result[f"confusion/{_name(adapter)}-by-{judge}.csv"] = _in_order(confusion)
+    if len(result) == 2:  # no judge predicts a quadrant; DVC needs the folder
+        result["confusion/none.csv"] = pd.DataFrame(columns=["asked", "heard"])
     return result
 
 
 def picture(accuracy: pd.DataFrame) -> str:
-    """The bars of plots/accuracy.csv for the judges that measure an accuracy, as SVG."""
-    bars = accuracy[accuracy["judge"].str.endswith(" accuracy")]
+    """The bars of plots/accuracy.csv as SVG: of the judges that measure an accuracy, or of all if none does."""
+    accuracies = accuracy["judge"].str.endswith(" accuracy")
+    bars = accuracy[accuracies] if accuracies.any() else accuracy
     models = list(dict.fromkeys(bars["model"]))
     x: dict[str, Any] = {"field": "emotion", "type": "nominal", "sort": None, "title": None, "axis": {"labelAngle": 0}}
     offset = {"field": "model", "type": "nominal", "sort": models}
-    percent = {"title": "share of clips judged right", "scale": {"domain": [0, 1]}, "axis": {"format": "%"}}
+    percent: dict[str, Any] = {"title": "score"}
+    if accuracies.any():
+        percent = {"title": "share of clips judged right", "scale": {"domain": [0, 1]}, "axis": {"format": "%"}}
     colour = {
         "field": "model",
         "type": "nominal",

@@ -64,6 +64,8 @@ def make_schedule(scheduler: DDIMScheduler, steps: int, eta: float) -> Schedule:
     fresh = DDIMScheduler.from_config(config)
     fresh.set_timesteps(steps)
     timesteps = fresh.timesteps.long()
+    if timesteps.max() >= config.num_train_timesteps:
+        raise UserError(f"steps: {steps} is too many for this model's scheduler; use {config.num_train_timesteps - 1}.")
     previous = timesteps - config.num_train_timesteps // steps
     products = fresh.alphas_cumprod.double()
     alpha = products[timesteps]

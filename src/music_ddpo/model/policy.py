@@ -69,6 +69,7 @@ class Policy:
         prompt: torch.Tensor,
         noise: Sequence[torch.Generator],
         progress: Callable[[int], object] = lambda count: None,
+        keep_path: bool = True,
     ) -> Trajectories:
         """Samples one clip for each entry of `prompt`, all together.
 
@@ -80,6 +81,8 @@ class Policy:
             One generator per clip: it draws the initial latents first, then the noise of each step.
         progress
             Called with the number of clips after each step.
+        keep_path
+            Whether `x` has all latents x_T, ..., x_0, or only x_0.
         """
 
         def draw() -> torch.Tensor:
@@ -91,7 +94,7 @@ class Policy:
             mean, std = self._gaussian(prompt, step, x_t)
             stochastic = self.schedule.std[step] > 0
             x_t = mean + std * draw() if stochastic else mean
-            path.append(x_t.cpu())
+            path = [*path, x_t.cpu()] if keep_path else [x_t.cpu()]
             log_probs.append(log_probability(x_t, mean, std).cpu() if stochastic else torch.zeros(len(prompt)))
             progress(len(prompt))
         return Trajectories(prompt, torch.stack(path, 1), torch.stack(log_probs, 1))
@@ -103,6 +106,11 @@ class Policy:
         """
         x_t, x_prev = (paths.x[:, i].to(self.generator.device) for i in (step, step + 1))
         return log_probability(x_prev, *self._gaussian(paths.prompt, step, x_t))
+
+    def trial(self, clips: int) -> torch.Tensor:
+        """One forward pass of so many clips, to try whether memory is enough; a log-probability for each."""
+        x = torch.zeros(clips, 2, *self.shape)
+        return self.log_prob(Trajectories(torch.zeros(clips, dtype=torch.long), x, torch.zeros(clips, 1)), 0)
 
     def decode(self, x_0: torch.Tensor) -> torch.Tensor:
         """Waveforms float32 [clips, samples] on the CPU, from x_0 [clips, channels, time, frequency]."""

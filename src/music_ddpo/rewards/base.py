@@ -15,7 +15,7 @@ from music_ddpo.core.params import WeightParams
 from music_ddpo.core.prompts import Prompt
 
 SILENT = 1e-4  # a clip whose peak is below -80 dBFS is silent
-CLIPPED = 0.05  # a clip with more than this share of its samples at full scale is no longer music
+CLIPPED = 0.05  # a clip with more than this share of its samples at full scale is clipped
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Judgement:
     value
         The dense reward; float32 [batch].
     margin
-        The score of the true class less the highest one (paper 5.1); float32 [batch], or None.
+        The score of the true class minus the highest one (paper 5.1); float32 [batch], or None.
     predicted
         The quadrant that the judge hears, "Q1" to "Q4"; "" for a clip that cannot be judged. Or None.
     correct
@@ -56,14 +56,15 @@ class Judgement:
 class Reward(ABC):
     """A judge of clips. docs/adding-a-reward.md shows how to write one.
 
-    `judge` receives valid input only: mono waveforms that are finite, not silent and not clipped. It must be
-    deterministic, and the score of a clip must not depend on the other clips of the batch.
+    `judge` receives mono waveforms in [-1, 1]; `score` replaces a clip that cannot be judged by zeros, and its result
+    by the lowest. `judge` must be deterministic, and a clip's score must not depend on the other clips of the batch.
     """
 
     name: ClassVar[str]  # the name of its module
     headline: ClassVar[str]  # what the tables show: "accuracy" is the mean of `correct`, any other word that of `value`
     lowest: ClassVar[float]  # the range of `value`; a clip that cannot be judged gets the lowest
     highest: ClassVar[float]
+    lowest_margin: ClassVar[float | None] = None  # of a clip that cannot be judged; if None, `lowest` - `highest`
     forms: ClassVar[tuple[str, ...]] = ("value",)  # the values of `reward_form` that it supports
 
     @classmethod
@@ -115,9 +116,10 @@ class Reward(ABC):
         def floor(x: torch.Tensor, lowest: float) -> torch.Tensor:
             return torch.where(out, torch.tensor(lowest), x.detach().float().cpu())
 
+        lowest_margin = self.lowest - self.highest if self.lowest_margin is None else self.lowest_margin
         return Judgement(
             value=floor(judged.value, self.lowest),
-            margin=None if judged.margin is None else floor(judged.margin, self.lowest - self.highest),
+            margin=None if judged.margin is None else floor(judged.margin, lowest_margin),
             predicted=judged.predicted and ["" if o else p for o, p in zip(out, judged.predicted, strict=True)],
             correct=None if judged.correct is None else floor(judged.correct, 0.0),
             details={key: floor(x, 0.0) for key, x in judged.details.items()},

@@ -78,17 +78,32 @@ def write_mixture(name: str, parts: Mapping[str, float], models: Path) -> None:
 def code_of(name: str) -> dict[str, str]:
     """SHA-256 of the files in rewards/ that a reward is computed with: its own, and those that they import."""
     own = REWARDS / name
-    todo = [*own.rglob("*.py")] if own.is_dir() else [REWARDS / f"{name}.py"]
-    todo += [REWARDS / "__init__.py", REWARDS / "finding.py"]
+    todo = [p for p in own.rglob("*") if p.is_file() and p.suffix != ".pyc"] if own.is_dir() else []
+    todo += [p for p in (REWARDS / f"{name}.py", REWARDS / "__init__.py", REWARDS / "finding.py") if p.is_file()]
     code: dict[str, str] = {}
     while todo:
         path = todo.pop()
         key = path.relative_to(REWARDS).as_posix()
-        if key in code:
-            continue
-        code[key] = digest(path)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE + "."):
-                place = REWARDS / Path(*(node.module or "").split(".")[2:])
-                todo.append(place / "__init__.py" if place.is_dir() else place.with_suffix(".py"))
+        if key not in code:
+            code[key] = digest(path)
+            todo += _imports(path) if path.suffix == ".py" else []
     return dict(sorted(code.items()))
+
+
+def _imports(path: Path) -> list[Path]:
+    """The files in rewards/ that a module imports, with the packages that they are in."""
+    here = [*PACKAGE.split("."), *path.relative_to(REWARDS).parts[:-1]]
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = [*here[: len(here) - node.level + 1]] if node.level else []
+            module = ".".join([*start, *([node.module] if node.module else [])])
+            names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
+        for parts in (name.split(".")[2:] for name in names if name.startswith(PACKAGE + ".")):
+            for i in range(1, len(parts) + 1):
+                place = REWARDS / Path(*parts[:i])
+                found += [p for p in (place.with_suffix(".py"), place / "__init__.py") if p.is_file()]
+    return found

@@ -30,6 +30,7 @@ class Mixture(Reward):
     headline = "value"
     lowest: ClassVar[float] = 0.0
     highest: ClassVar[float] = 1.0
+    lowest_margin = 0.0
 
     def __init__(self, name: str, parts: Sequence[tuple[Reward, float]]):
         self.name = name  # type: ignore[misc]  # each mixture has its own

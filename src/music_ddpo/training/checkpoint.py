@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from music_ddpo.core.errors import in_one_line
-from music_ddpo.core.files import whole, write_text
+from music_ddpo.core.files import checksums, whole, write_text
 from music_ddpo.core.params import Params
 from music_ddpo.machine import processes
 from music_ddpo.training.progress import Progress
 from music_ddpo.training.record import Round, reward_curve
+
+PACKAGE = Path(__file__).parents[1]
 
 
 class Run:
@@ -58,7 +60,7 @@ class Run:
         self.progress = progress
         self.history: dict[int, list[float]] = {}
         self.rounds: list[Round] = []
-        saved = processes.broadcast(_read(checkpoint, identity) if processes.is_main() else None)
+        saved = processes.broadcast(_read(checkpoint, identity, parameters) if processes.is_main() else None)
         if saved is not None:
             self._restore(saved)
 
@@ -107,7 +109,8 @@ def identity_of(params: Params, reward: str, seed: int, precision: torch.dtype, 
     keys = ("model", "duration", "steps", "guidance_scale", "prompts", "reward_form", "ddpo", "lora")
     content = {key: value for key, value in params.model_dump(mode="json").items() if key in keys}
     other = {"reward": reward, "seed": seed, "compute.precision": str(precision), "torch": str(torch.__version__)}
-    return _flat(content | other | {"weights": weights})
+    code = {name: checksums(PACKAGE / name, "*.py") for name in ("core", "model", "training")}
+    return _flat(content | other | {"weights": weights, "code": code})
 
 
 def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -117,20 +120,23 @@ def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _read(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+def _read(path: Path, identity: dict[str, Any], parameters: list[nn.Parameter]) -> dict[str, Any] | None:
     """The checkpoint, if it belongs to this training."""
     if not path.is_file():
         return None
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        found = saved["identity"]
-        [saved[key] for key in ("parameters", "optimizer", "history", "rounds")]
+        found = dict(saved["identity"])
+        differ = [key for key in sorted({*identity, *found}) if found.get(key) != identity.get(key)]
+        fits = [p.shape for p in saved["parameters"]] == [p.shape for p in parameters] or differ
+        if not (fits and {"optimizer", "history", "rounds"} <= set(saved)):
+            raise ValueError("its content is incomplete")
     except Exception as error:  # damaged, or something else
         _set_aside(path, f"it is not a readable checkpoint ({in_one_line(error, 100)})")
         return None
-    if found == identity:
+    if not differ:
         return saved
-    key = next((k for k in identity if k not in found or found[k] != identity[k]), next(iter(found), ""))
+    key = differ[0]
     _set_aside(path, f"it belongs to a training with another {key} ({found.get(key)!r}, now {identity.get(key)!r})")
     return None
 
@@ -141,4 +147,4 @@ def _set_aside(path: Path, reason: str) -> None:
     while (kept := path.with_name(f"{path.stem}.old-{number}{path.suffix}")).exists():
         number += 1
     path.rename(kept)
-    warnings.warn(f"{path} is not used: {reason}. It is kept as {kept}; training starts afresh.", stacklevel=2)
+    warnings.warn(f"{path} is not used: {reason}. It is kept as {kept}; training starts at round 1.", stacklevel=2)

@@ -21,6 +21,7 @@ There is neither a value function nor a KL penalty.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ Minibatch = Sequence[tuple[Trajectories, torch.Tensor]]  # clips sampled togethe
 def advantages(
     rewards: torch.Tensor, prompt: torch.Tensor, history: dict[int, list[float]], window: int, clip: float
 ) -> torch.Tensor:
-    """How much better each clip is than usual for its prompt, in standard deviations, clamped to +- `clip`.
+    """The reward of each clip minus the mean for its prompt, in standard deviations, clamped to +- `clip`.
 
     Parameters
     ----------
@@ -75,7 +76,7 @@ def surrogate(ratio: torch.Tensor, advantage: torch.Tensor, clip_range: float) -
 
 @dataclass
 class Learnt:
-    """What an update did: this process's part of the means over the round, and `ratio_error` of the first portion.
+    """What the updates of a round did: this process's part of the means, and `ratio_error` of the first portion.
 
     Attributes
     ----------
@@ -84,7 +85,7 @@ class Learnt:
     kl
         Mean of half the squared log-probability difference between the current policy and the one that sampled.
     gradient_norm
-        Of all processes, before clipping.
+        Mean over the updates, of all processes, before clipping.
     ratio_error
         The largest |ratio - 1| before the first optimizer step, which must be 0.
     """
@@ -162,10 +163,10 @@ def _check_ratio(
     def error() -> float:
         return (torch.exp(log_p.detach().cpu() - paths.log_prob[:, t]) - 1).abs().max().item()
 
-    if error() > 0:
+    if error() != 0 and math.isfinite(error()):
         warnings.warn(
-            f"this device rounds differently with gradients (importance ratio off by {error():.1g} before the first "
-            "update); the old log-probabilities are computed again with gradients, which takes longer",
+            "this device rounds differently with gradients, so the importance ratio of sampling is not exactly 1; the "
+            "old log-probabilities are computed again with gradients in every round, which takes longer",
             stacklevel=2,
         )
         for sampled, _ in (group for minibatch in minibatches for group in minibatch):

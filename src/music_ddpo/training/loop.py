@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 
+from music_ddpo.core.errors import UserError
 from music_ddpo.core.params import DDPOParams, Params
 from music_ddpo.core.prompts import Prompt
 from music_ddpo.core.randomness import random_generator
@@ -44,6 +46,11 @@ def train(
             # learn: section 4.2
             minibatches = [[(paths[c], advantage[c.start : c.stop]) for c in group] for group in groups]
             learnt = update(policy, run.optimizer, minibatches, params.trained_steps, ddpo, progress.learnt)
+        if not math.isfinite(learnt.gradient_norm):
+            raise UserError(
+                f"training diverged: the gradient's norm is {learnt.gradient_norm} in round {round + 1}; use a smaller "
+                "ddpo.learning_rate or guidance_scale. The rounds before are kept."
+            )
         run.finish(Round.of(round, rewards, judged, [p.emotion for p in asked], processes.gather([learnt])))
 
 
@@ -63,12 +70,13 @@ def score(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """The reward of each clip of the round, of all processes, float32 [clips], and whether it could be judged."""
     rows: list[tuple[int, float, bool]] = []
-    for clips, path in paths.items():
-        for part in portions(clips, batch):
-            x_0 = path.x[part.start - clips.start : part.stop - clips.start, -1]
-            with full_memory_explained("decode_batch", len(part)):
-                heard = reward.score(policy.decode(x_0), policy.sample_rate, asked[part.start : part.stop])
-            rows += zip(part, heard.reward(form).tolist(), heard.judged.tolist(), strict=True)
-            progress(len(part))
+    clips = [clip for group in paths for clip in group]
+    x_0 = [latents for path in paths.values() for latents in path.x[:, -1]]
+    for part in portions(range(len(clips)), batch):
+        with full_memory_explained("decode_batch", len(part)):
+            waveforms = policy.decode(torch.stack([x_0[i] for i in part]))
+            heard = reward.score(waveforms, policy.sample_rate, [asked[clips[i]] for i in part])
+        rows += zip((clips[i] for i in part), heard.reward(form).tolist(), heard.judged.tolist(), strict=True)
+        progress(len(part))
     _, rewards, judged = zip(*sorted(processes.gather(rows)), strict=True)
     return torch.tensor(rewards), torch.tensor(judged)

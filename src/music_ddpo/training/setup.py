@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from music_ddpo.machine import processes
 from music_ddpo.machine.batches import Execution
 from music_ddpo.model import adapter
 from music_ddpo.model.audioldm2 import Generator
-from music_ddpo.model.policy import Policy, Trajectories
+from music_ddpo.model.policy import Policy
 from music_ddpo.training.checkpoint import Run, identity_of
 from music_ddpo.training.progress import Progress
 
@@ -54,23 +55,20 @@ def prepare(
 
     def step(clips: int) -> None:
         """One forward and one backward pass, like those of an update."""
-        zeros = torch.zeros(clips, 2, *policy.shape)
-        paths = Trajectories(torch.zeros(clips, dtype=torch.long), zeros, torch.zeros(clips, 1))
-        policy.log_prob(paths, 0).sum().backward()
+        policy.trial(clips).sum().backward()
         for parameter in parameters:
             parameter.grad = None
 
     ddpo = params.ddpo
     clips = ddpo.trajectories_per_round // ddpo.updates_per_round
-    own = len(processes.own(clips))
-    execution.fit(generator.unet, step, max(1, own))
+    execution.fit(step, math.ceil(clips / processes.size()), generator.unet)
     optimizer = torch.optim.AdamW(
         parameters,
         lr=ddpo.learning_rate,
         betas=(ddpo.adam_betas[0], ddpo.adam_betas[1]),
         weight_decay=ddpo.weight_decay,
     )
-    work = own * ddpo.updates_per_round * (params.steps + 1 + len(params.trained_steps))
+    work = len(processes.own(clips)) * ddpo.updates_per_round * (params.steps + 1 + len(params.trained_steps))
     progress = Progress(f"train {reward}", ddpo.rounds, work)
     identity = identity_of(params, reward, seed, generator.dtype, weights)
     return policy, Run(parameters, optimizer, identity, checkpoint, curve, progress)

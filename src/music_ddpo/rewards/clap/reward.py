@@ -23,7 +23,7 @@ class Clap(Reward):
     """Cosine similarity of CLAP's text and audio embeddings (paper 4.3).
 
     A clip that is longer than the model's window is split into evenly spaced windows, whose similarities are averaged.
-    `value` is the similarity to the prompt, in [-1, 1]. `margin` is that less the highest similarity to the same
+    `value` is the similarity to the prompt, in [-1, 1]. `margin` is that minus the highest similarity to the same
     sentence with any emotion of the study, in [-2, 0].
     """
 

@@ -25,7 +25,7 @@ MEL = ("n_fft", "f_min", "f_max", "n_mels", "n_channels")
 class Emopia(Reward):
     """EMOPIA's classifier; its four sigmoid scores are averaged over windows of 3 s (one for 5 s, three for 10 s).
 
-    `value` and `margin` are the score of the prompt's quadrant less the highest score, in [-1, 0].
+    `value` and `margin` are the score of the prompt's quadrant minus the highest score, in [-1, 0].
     """
 
     name = "emopia"
@@ -112,5 +112,5 @@ def read_hparams(folder: Path) -> dict[str, Any]:
     if missing:
         raise UserError(f"{path}: truncated or altered, {missing[0]!r} is missing; run `dvc repro -f fetch`.")
     if labels != list(QUADRANTS):
-        raise UserError(f"{path}: these weights classify {labels}, not {list(QUADRANTS)}; use those of ar_va.")
+        raise UserError(f"{path}: these weights classify {labels}, not {list(QUADRANTS)}; use those in wav/ar_va.")
     return hparams
