@@ -29,7 +29,7 @@ mini: $(VENV)/ready
 
 # `dvc exp show` has a column for each parameter and each dependency. This leaves those that differ, and headline numbers.
 experiments: $(VENV)/ready
-	dvc exp show --no-pager --only-changed --drop '.*/' --keep 'metrics/.*:(accuracy|after|held_out)$$'
+	COLUMNS=$${COLUMNS:-200} dvc exp show --no-pager --only-changed --drop '.*/' --keep 'metrics/.*:(accuracy|after|held_out)$$'
 
 clean:
 	rm -rf $(VENV)

@@ -109,7 +109,7 @@ def headline(reward: str, params: Params, accuracy: dict, seconds: float) -> dic
     numbers: dict[str, float | str] = {
         "before": round(judged["original"][name], 3),
         "after": round(judged[trained][name], 3),
-        "change_ci": f"{judged[trained]['gain_low']:.2f}..{judged[trained]['gain_high']:.2f}",
+        "change_ci": _short(judged[trained]["gain_low"]) + ".." + _short(judged[trained]["gain_high"]),
     }
     heard = next((models[trained] for models in accuracy.values() if "accuracy" in models["original"]), None)
     if heard is not None:
@@ -119,6 +119,11 @@ def headline(reward: str, params: Params, accuracy: dict, seconds: float) -> dic
     if "judged_by_held_out" in accuracy:
         numbers["held_out"] = round(accuracy["judged_by_held_out"][trained]["gain"], 3)
     return numbers | {"seconds": round(seconds)}
+
+
+def _short(x: float) -> str:
+    """A change with its sign and without the zero before the point, which keeps `dvc metrics show` narrow."""
+    return f"{x:+.2f}".replace("0.", ".", 1)
 
 
 def _reward(name: str, params: Params) -> str:
