@@ -70,7 +70,8 @@ def test_dvcs_own_commands_show_it_on_one_screen(study):
     assert len(shown) == 2  # a line for each adapter
     assert max(map(len, shown)) <= 120
     assert {"before", "after", "change_ci", "accuracy", "tender", "held_out", "seconds"} < set(shown[0].split())
-    difference = succeed(study, "dvc", "metrics", "diff", "HEAD~1").splitlines()  # of the committed run, with two adapters
+    # Against the committed run, which has two adapters.
+    difference = succeed(study, "dvc", "metrics", "diff", "HEAD~1").splitlines()
     assert len(difference) <= 25
     assert max(map(len, difference)) <= 120
     experiments = succeed(study, "make", "-o", ".venv/ready", "experiments").splitlines()
