@@ -1,7 +1,8 @@
 """Runs the study with other seeds: python benchmarks/seeds.py 1 2.
 
 Runs the committed study for each seed in parallel, each in its own clone. Records each adapter's scores, in total and
-by emotion, together with those of the committed run.
+by emotion, together with those of the committed run. The clones stay in the temporary folder: an interrupted
+measurement goes on there; remove them before measuring another commit.
 """
 
 from __future__ import annotations
@@ -42,10 +43,12 @@ def extract(accuracy: dict) -> dict:
 
 def start(seed: str, folder: Path, threads: int) -> subprocess.Popen:
     """Starts the default study with another seed in a clone of its own."""
-    subprocess.run(["git", "clone", "-q", str(PROJECT), str(folder)], check=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():
+        subprocess.run(["git", "clone", "-q", str(PROJECT), str(folder)], check=True)
     command = ["dvc", "exp", "run", "-S", f"seed={seed}"]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    with (folder.parent / f"{seed}.log").open("w") as log:
+    with (folder.parent / f"{seed}.log").open("a") as log:
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
 
 
@@ -53,14 +56,14 @@ def main() -> None:
     seeds = sys.argv[1:]
     committed = yaml.safe_load((PROJECT / "params.yaml").read_text())["seed"]
     results = {str(committed): extract(json.loads((PROJECT / "metrics" / "accuracy.json").read_text()))}
-    with tempfile.TemporaryDirectory() as scratch:
-        folders = {seed: Path(scratch) / seed for seed in seeds}
-        threads = max(1, (os.cpu_count() or 1) // max(1, len(seeds)))
-        runs = {seed: start(seed, folder, threads) for seed, folder in folders.items()}
-        for seed, run in runs.items():
-            if run.wait():
-                sys.exit(f"seed {seed} failed:\n" + (Path(scratch) / f"{seed}.log").read_text()[-2000:])
-            results[seed] = extract(json.loads((folders[seed] / "metrics" / "accuracy.json").read_text()))
+    scratch = Path(tempfile.gettempdir()) / "music-ddpo-seeds"
+    folders = {seed: scratch / seed for seed in seeds}
+    threads = max(1, (os.cpu_count() or 1) // max(1, len(seeds)))
+    runs = {seed: start(seed, folder, threads) for seed, folder in folders.items()}
+    for seed, run in runs.items():
+        if run.wait():
+            sys.exit(f"seed {seed} failed:\n" + (scratch / f"{seed}.log").read_text()[-2000:])
+        results[seed] = extract(json.loads((folders[seed] / "metrics" / "accuracy.json").read_text()))
     RESULT.write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))
 
