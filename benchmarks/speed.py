@@ -96,7 +96,7 @@ def ours(generator: Generator, reward: Reward, params: Params) -> list[Round]:
 def theirs(generator: Generator, reward: Reward, params: Params, batch_size: int) -> None:
     """One round as the reference does it."""
     prompts = make_prompts(params.prompts.template, params.prompts.emotions, params.prompts.instruments)
-    parameters = adapter.add(generator, params.lora.rank, params.lora.alpha, 0)
+    parameters = adapter.add(generator, params.lora, 0)
     optimizer = torch.optim.AdamW(parameters, params.ddpo.learning_rate, weight_decay=params.ddpo.weight_decay)
     if isinstance(generator, FullSize):
         encode = lambda texts: generator.encode(texts, "")  # noqa: E731

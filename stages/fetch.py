@@ -12,7 +12,7 @@ from music_ddpo.rewards import fetching
 @stage
 def fetch(params: Params) -> None:
     """Writes models/ and, to metrics/weights.json, where everything comes from."""
-    came = fetching.fetch(params.model, params.weights, params.judges, params.mixtures, Path("models"))
+    came = fetching.fetch(params, Path("models"))
     write_json("metrics/weights.json", came)
 
 

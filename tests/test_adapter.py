@@ -7,7 +7,7 @@ import torch
 from diffusers import AudioLDM2Pipeline
 from peft import PeftModel
 
-from helpers.project import MINI, NEGATIVE, PROMPT, denoise, load_generator, saved_adapter
+from helpers.project import LORA, MINI, NEGATIVE, PROMPT, denoise, load_generator, saved_adapter
 from music_ddpo.core.errors import UserError
 from music_ddpo.core.randomness import random_generator
 from music_ddpo.model import adapter
@@ -16,20 +16,28 @@ from music_ddpo.model import adapter
 def test_a_fresh_adapter_changes_nothing_and_depends_on_the_seed_alone():
     before = denoise(load_generator(), [PROMPT])
     first, again, other = load_generator(), load_generator(), load_generator()
-    weights = [adapter.add(g, 4, 4.0, seed) for g, seed in ((first, 0), (again, 0), (other, 1))]
+    weights = [adapter.add(g, LORA, seed) for g, seed in ((first, 0), (again, 0), (other, 1))]
     assert torch.equal(denoise(first, [PROMPT]), before)
     assert all(torch.equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(weights[0], weights[2], strict=True))
 
 
-def test_only_cross_attention_is_trained_and_everything_else_is_frozen():
+@pytest.mark.parametrize("targets", ["cross", "all"])
+def test_the_attention_layers_that_are_asked_for_are_trained_and_everything_else_is_frozen(targets):
     generator = load_generator()
-    adapter.add(generator, 4, 4.0, 0)
+    attends = {None: 0, 64: 0}  # what the layers' keys are computed from: the latents, or tokens of 64 dimensions
+    for name, module in generator.unet.named_modules():
+        if name.endswith((".attn1", ".attn2")):
+            attends[
+                None if module.cross_attention_dim == module.query_dim and not module.is_cross_attention else 64
+            ] += 1
+    adapter.add(generator, LORA.model_copy(update={"targets": targets}), 0)
     trained = [name for name, p in generator.unet.named_parameters() if p.requires_grad]
-    assert trained
-    assert all("attn2" in name and "lora_" in name for name in trained)
-    blocks = [n for n, _ in generator.pipeline.unet.named_modules() if n.endswith("attn2")]
-    assert len(trained) == len(blocks) * 4 * 2  # q, k, v and out, each with an A and a B
+    assert all("lora_" in name for name in trained)
+    layers = attends[64] + (attends[None] if targets == "all" else 0)
+    assert len(trained) == layers * 4 * 2  # q, k, v and out, each with an A and a B
+    tokens = [name for name in trained if name.endswith("to_k.lora_A.default.weight")]
+    assert targets == "all" or not any(".attentions.0." in name or ".attn1." in name for name in tokens)
     frozen = [m for m in generator.pipeline.components.values() if isinstance(m, torch.nn.Module)]
     assert not any(p.requires_grad for m in frozen for n, p in m.named_parameters() if "lora_" not in n)
 

@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 
-from helpers.project import CPU, PROJECT, PROMPT
+from helpers.project import CPU, LORA, PROJECT, PROMPT
 from music_ddpo.core.errors import UserError
 from music_ddpo.core.params_file import load
 from music_ddpo.machine import batches
@@ -124,7 +124,7 @@ def test_another_error_is_not_taken_for_full_memory():
 
 def test_activation_bytes_are_what_autograd_keeps_and_grow_with_the_clips(models):
     generator = deepcopy(models[0])
-    adapter.add(generator, 8, 8.0, 0)
+    adapter.add(generator, LORA, 0)
 
     def step(policy: Policy, clips: int) -> None:
         policy.trial(clips).sum().backward()

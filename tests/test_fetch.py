@@ -19,13 +19,18 @@ from safetensors.torch import load_file
 
 from helpers import standins
 from helpers.hub import reach
-from helpers.standins import CHECKPOINT, MUSIC, weight_settings
+from helpers.standins import CHECKPOINT, MUSIC, asked, weight_settings
 from music_ddpo.core.errors import UserError
 from music_ddpo.core.files import checksums
 from music_ddpo.core.params import WeightParams
+from music_ddpo.rewards import fetching
 from music_ddpo.rewards.emopia import weights as emopia
-from music_ddpo.rewards.fetching import fetch, fetch_reward
 from music_ddpo.weights import checkpoints
+
+
+def fetch(model: str, weights: WeightParams, judges: list[str], _mixtures: dict, target: Path) -> dict[str, str]:
+    """Fetches a model and its judges."""
+    return fetching.fetch(asked(model, weights, judges), target)
 
 
 @pytest.fixture
@@ -314,9 +319,11 @@ def test_a_clap_checkpoint_of_another_architecture_is_refused(hub, tmp_path, tar
 def take_emopia(place: str, target: Path) -> None:
     """Brings the classifier alone, from `weights.emopia`, to a folder."""
     settings = WeightParams.model_construct(emopia=place)
-    fetch_reward("emopia", target.parent / f"{target.name}-models", "audioldm2-music", settings)
+    params = asked("audioldm2-music", settings)
+    fetching.fetch_reward("emopia", target.parent / f"{target.name}-models", params)
     shutil.move(target.parent / f"{target.name}-models" / "rewards" / "emopia", target)
-    (target / "manifest.json").unlink()
+    for name in ("manifest.json", "windows.json"):
+        (target / name).unlink()
 
 
 def test_emopia_is_taken_from_a_zip_or_a_folder_and_gives_the_same(published, tmp_path):

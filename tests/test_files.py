@@ -159,8 +159,8 @@ def test_a_file_that_is_no_sound_gives_an_error_that_names_it(tmp_path, content)
 def test_windows_are_whole_and_follow_one_another():
     waveforms = torch.arange(14.0).view(2, 7)
     expected = torch.tensor([[[0.0, 1, 2], [3, 4, 5]], [[7, 8, 9], [10, 11, 12]]])
-    assert torch.equal(audio.windows(waveforms, 3), expected)
-    assert audio.windows(waveforms, 8).shape == (2, 0, 8)
+    assert torch.equal(audio.consecutive(waveforms, 3), expected)
+    assert audio.consecutive(waveforms, 8).shape == (2, 0, 8)
 
 
 @pytest.mark.parametrize(("source", "target"), [(16000, 22050), (44100, 16000), (16000, 16000)])

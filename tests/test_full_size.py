@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.project import CPU, PROJECT, run, small
+from helpers.project import CPU, LORA, PROJECT, run, small
 from music_ddpo.core.randomness import random_generator
 from music_ddpo.model import adapter
 from music_ddpo.model.policy import Policy
@@ -53,7 +53,7 @@ def work(dtypes: list[torch.dtype]) -> dict:
     paths, gradients = None, []
     for dtype in dtypes:
         generator = full_size(CPU, dtype)
-        trained = adapter.add(generator, 4, 4.0, 0)
+        trained = adapter.add(generator, LORA, 0)
         with torch.no_grad():  # as in the middle of a training: in a new adapter B is zero, and A has no gradient
             for i, parameter in enumerate(trained):
                 noise = random_generator(0, "full size adapter", 0, i)

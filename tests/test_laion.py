@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers.project import CPU, MINI, run
-from helpers.standins import CHECKPOINT, weight_settings
+from helpers.standins import CHECKPOINT, asked, weight_settings
 from music_ddpo.core.prompts import make_prompts
 from music_ddpo.rewards.clap import laion
 from music_ddpo.rewards.fetching import fetch_reward
@@ -41,7 +41,7 @@ def models(published, tmp_path_factory):
         repos = {"lukewys/laion_clap": root / "lukewys" / "laion_clap"}
         patch.setattr(laion.hub, "file", lambda repo, name: repos[repo] / name)
         patch.setattr(laion.hub, "snapshot", lambda repo, *_: root / repo)
-        fetch_reward("clap", folder, "audioldm2-music", weight_settings(published))
+        fetch_reward("clap", folder, asked("audioldm2-music", weight_settings(published)))
     return folder
 
 

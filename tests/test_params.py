@@ -46,6 +46,10 @@ def test_auto_becomes_the_value_for_the_model():
     assert (other.guidance_scale, other.ddpo.learning_rate) == (3.5, 0.0003)
     assert parse(changed("ddpo.learning_rate", 0.1)).ddpo.learning_rate == 0.1
     assert parse(changed("auto.learning_rate", {"mini": 0.5, "otherwise": 0.1})).ddpo.learning_rate == 0.5
+    budget = [(p.ddpo.rounds, p.ddpo.trajectories_per_round, p.trained_steps) for p in (load(SHIPPED), other)]
+    assert budget == [(16, 64, range(10)), (100, 256, range(19))]
+    with pytest.raises(UserError, match=r"ddpo\.updates_per_round: 4 must divide.*which is 6"):
+        parse(changed("auto.trajectories_per_round", {"mini": 6, "otherwise": 8}))
 
 
 @pytest.mark.parametrize(
@@ -95,6 +99,8 @@ def test_auto_becomes_the_value_for_the_model():
         ("ddpo.learning_rate", float("inf"), ["inf"]),
         ("ddpo.clip_range", float("nan"), ["nan"]),
         ("lora.rank", "8", ["'8'", "integer"]),
+        ("lora.targets", "self", ["'self'", "'cross'", "'all'"]),
+        ("emopia.windows", "all", ["'all'", "'paper'", "'cover'"]),
         ("evaluation.clips_per_emotion", 1, ["clips_per_emotion: 1", "2"]),
         ("mixtures", {"baseline": {"clap": 1.0}}, ["'baseline' must be a word that is not in use"]),
         ("evaluation.confidence", 95, ["95", "less than 1"]),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import AudioLDM2Pipeline
 
-from helpers.project import MINI, NEGATIVE, PROMPT, denoise, load_generator
+from helpers.project import LORA, MINI, NEGATIVE, PROMPT, denoise, load_generator
 from music_ddpo.core.randomness import random_generator
 from music_ddpo.model import adapter
 from music_ddpo.model.policy import Policy
@@ -86,7 +86,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_purpose_gives_others(gene
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_log_probability_of_sampling_is_that_of_the_update_to_the_bit(dtype):
     generator = load_generator(dtype)
-    for i, parameter in enumerate(adapter.add(generator, 4, 4.0, 0)):  # as in the middle of a training
+    for i, parameter in enumerate(adapter.add(generator, LORA, 0)):  # as in the middle of a training
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=random_generator(0, "adapter", 0, i))
     policy = Policy(generator, [PROMPT, PROMPT.replace("angry", "sad")], NEGATIVE, 4, 5, 2.0)
     noise = [random_generator(0, "test", 0, i) for i in range(3)]

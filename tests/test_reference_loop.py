@@ -26,7 +26,7 @@ def test_the_reference_learns_the_same_up_to_the_order_of_summation(models, tmp_
     loop.train(policy, reward, prompts, params, 0, execution(), run)
 
     theirs = deepcopy(models[0])
-    parameters = adapter.add(theirs, params.lora.rank, params.lora.alpha, 0)
+    parameters = adapter.add(theirs, params.lora, 0)
     optimizer = torch.optim.AdamW(parameters, params.ddpo.learning_rate, weight_decay=params.ddpo.weight_decay)
     encode = reference_loop.resident_encoders(theirs, params.prompts.negative)
     rewards = reference_loop.round_(theirs, reward, prompts, encode, params, optimizer, 2, 0)

@@ -23,7 +23,7 @@ from transformers import (
     RobertaTokenizer,
 )
 
-from helpers.project import CPU, PROJECT, params_with
+from helpers.project import CPU, PROJECT, params_with, small
 from music_ddpo import rewards
 from music_ddpo.core import params as params_module
 from music_ddpo.core.errors import UserError
@@ -136,7 +136,7 @@ def test_the_emopia_network_has_the_names_and_shapes_of_the_published_checkpoint
 
 @pytest.fixture(scope="module")
 def emopia():
-    return Emopia(randomised(ShortChunkResNet(**SMALL)), RATE, 3, CPU)
+    return Emopia(randomised(ShortChunkResNet(**SMALL)), RATE, 3, CPU, "paper")
 
 
 @pytest.fixture(scope="module")
@@ -239,13 +239,24 @@ def test_all_numbers_are_finite_for_a_clip_with_one_huge_sample(reward):
 # EMOPIA
 
 
-@pytest.mark.parametrize(("seconds", "count"), [(5, 1), (10, 3)])
-def test_emopia_averages_its_scores_over_whole_windows(emopia, seconds, count):
+@pytest.mark.parametrize(
+    ("choice", "seconds", "starts"),  # in thirds of a second
+    [
+        ("paper", 5, [0]),
+        ("paper", 10, [0, 9, 18]),
+        ("cover", 3, [0]),
+        ("cover", 5, [0, 6]),
+        ("cover", 10, [0, 7, 14, 21]),
+    ],
+)
+def test_emopia_averages_its_scores_over_windows(emopia, choice, seconds, starts):
     clips = noise(4, seconds)
     with torch.no_grad():
-        scores = [emopia.network(clips[:, i * 3 * RATE : (i + 1) * 3 * RATE]) for i in range(count)]
-    expected = sum(scores) / count
-    judgement = emopia.score(clips, RATE, PROMPTS)
+        first = [round(start * RATE / 3) for start in starts]
+        scores = [emopia.network(clips[:, i : i + 3 * RATE]) for i in first]
+    expected = sum(scores) / len(starts)
+    judge = Emopia(emopia.network, RATE, 3, CPU, choice)
+    judgement = judge.score(clips, RATE, PROMPTS)
     found = torch.stack([judgement.details[f"score_Q{i}"] for i in (1, 2, 3, 4)], 1)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
     torch.testing.assert_close(judgement.value, expected.diagonal() - expected.amax(1), atol=1e-6, rtol=0)
@@ -395,7 +406,7 @@ def test_a_mixture_is_the_weighted_mean_of_its_parts_each_scaled_by_its_range():
 def test_a_mixture_loads_with_its_parts_and_needs_the_longest_of_their_windows(tmp_path, monkeypatch):
     monkeypatch.chdir(PROJECT)
     for name in ("clap", "emopia"):
-        fetching.fetch_reward(name, tmp_path, "mini", None)
+        fetching.fetch_reward(name, tmp_path, small())
     fetching.write_mixture("both", {"clap": 1.0, "emopia": 0.5}, tmp_path)
     mixture = finding.load_reward("both", tmp_path, CPU)
     assert [(part.name, weight) for part, weight in mixture.parts] == [("clap", 1.0), ("emopia", 0.5)]
@@ -434,7 +445,7 @@ def test_the_example_of_the_docs_is_short_and_found_by_its_name(bright, tmp_path
     chosen = parse(params_with(judges=["clap", "emopia", "held_out", "bright"], rewards=["bright"]))
     assert chosen.rewards == ["bright"]
     models = tmp_path / "models"
-    assert fetching.fetch_reward("bright", models, "mini", None) == "no weights"
+    assert fetching.fetch_reward("bright", models, small()) == "no weights"
     manifest = json.loads((models / "rewards" / "bright" / "manifest.json").read_text())
     assert {"bright.py", "base.py"} <= set(manifest["code"])
     assert "clap/reward.py" not in manifest["code"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from copy import deepcopy
 
 import pandas as pd
@@ -10,8 +11,10 @@ import torch
 
 from helpers.project import execution, prompts_of, small
 from music_ddpo.core.errors import UserError
+from music_ddpo.core.randomness import random_generator
 from music_ddpo.model import adapter
-from music_ddpo.training import checkpoint, loop, setup
+from music_ddpo.training import checkpoint, loop, record, setup
+from music_ddpo.training.ddpo import Learnt
 
 
 def train(models, folder, batch: int = 8, stop_after: int | None = None, **changes):
@@ -158,3 +161,32 @@ def test_progress_prints_a_line_for_each_round_with_an_estimate_of_the_rest(mode
     assert "clipped" in lines[0]
     assert "left: 00:" in lines[0]
     assert "left" not in lines[1]
+
+
+def rounds_of(rewards: torch.Tensor) -> list[record.Round]:
+    """The record of rounds with these rewards [rounds, clips], of two prompts in turn."""
+    prompts = prompts_of(small())[:2]
+    asked = [prompts[i % 2] for i in range(rewards.shape[1])]
+    judged = torch.ones(rewards.shape[1], dtype=torch.bool)
+    learnt = [Learnt(0.0, 0.0, 1.0, 0.0)]
+    return [record.Round.of(i, row, judged, asked, learnt) for i, row in enumerate(rewards)]
+
+
+def test_the_rise_and_its_error_are_those_of_repeated_rounds():
+    noise = random_generator(0, "rise", 0, 0)
+    level = torch.tensor([0.0, 3.0]).repeat(8)  # the prompts differ more than the noise
+    trend = 0.1 * torch.arange(5.0)[:, None] + level
+    found = [record.rise(rounds_of(trend + 0.5 * torch.randn(5, 16, generator=noise))) for _ in range(400)]
+    rises, errors = torch.tensor(found).T
+    assert rises.mean().item() == pytest.approx(0.4, abs=0.03)
+    assert errors.mean().item() == pytest.approx(rises.std().item(), rel=0.1)
+
+
+@pytest.mark.parametrize(("slope", "flat"), [(0.0, True), (-0.5, True), (0.5, False)])
+def test_a_reward_that_does_not_rise_beyond_its_noise_is_a_warning(slope, flat):
+    noise = random_generator(0, "rise", 0, 1)
+    rounds = rounds_of(slope * torch.arange(4.0)[:, None] + 0.5 * torch.randn(4, 16, generator=noise))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loop.warn_if_flat(rounds)
+    assert [("has not risen beyond its noise" in str(w.message)) for w in caught] == [True] * flat

@@ -24,6 +24,7 @@ from music_ddpo.rewards.base import Reward
 from music_ddpo.rewards.clap import Clap
 from music_ddpo.rewards.emopia import Emopia
 from music_ddpo.rewards.held_out import HeldOutClap
+from music_ddpo.rewards.preference import Preference
 from music_ddpo.weights.shipped import MANIFEST
 from train_clap import recording_is_spoiled
 
@@ -66,8 +67,10 @@ def main() -> None:
     template = params.prompts.template
     prompts = make_prompts(template, EMOTIONS, list(INSTRUMENTS))
     generator = Generator.load(MODELS / "pipeline", torch.device("cpu"))
-    emopia, clap, player = (kind.load(MODELS, torch.device("cpu")) for kind in (Emopia, Clap, HeldOutClap))
-    metrics: dict[str, float] = {}
+    cpu = torch.device("cpu")
+    emopia = Emopia.of_folder(MODELS / "rewards" / "emopia", cpu, params.emopia.windows)
+    clap, player, preference = (kind.load(MODELS, cpu) for kind in (Clap, HeldOutClap, Preference))
+    metrics: dict[str, float] = json.loads(Path("build/preference.json").read_text())
 
     # Held-out recordings, as they are and after VAE and vocoder.
     clips = load("held-out")
@@ -96,7 +99,7 @@ def main() -> None:
 
     # What real recordings score, for the tables: the upper end of the gap in `gap_closed`.
     reference: dict = {}
-    for judge, column in ((emopia, "correct"), (clap, "value"), (player, "value")):
+    for judge, column in ((emopia, "correct"), (clap, "value"), (player, "value"), (preference, "value")):
         values = getattr(score(judge, real, asked), column)
         for instrument in INSTRUMENTS:
             for emotion in EMOTIONS:

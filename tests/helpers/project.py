@@ -14,6 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from music_ddpo.core.params import LoRAParams
 from music_ddpo.core.params_file import parse
 from music_ddpo.core.prompts import make_prompts
 from music_ddpo.core.randomness import random_generator
@@ -37,6 +38,7 @@ SMALL = {
     "evaluation.bootstrap": 200,
 }
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+LORA = LoRAParams(rank=4, alpha=4.0, targets="cross")
 PROMPT = "A recording of an angry piano solo, high quality"
 NEGATIVE = "Low quality, multiple sound sources"
 
@@ -99,7 +101,7 @@ def denoise(
 def saved_adapter(folder: Path) -> Generator:
     """A generator with an adapter that audibly changes the clips, saved to `folder`."""
     generator = load_generator()
-    for i, parameter in enumerate(adapter.add(generator, rank=4, alpha=4.0, seed=0)):
+    for i, parameter in enumerate(adapter.add(generator, LORA, 0)):
         parameter.data += 0.2 * torch.randn(parameter.shape, generator=random_generator(0, "adapter", 0, i))
     adapter.save(generator, folder)
     return generator

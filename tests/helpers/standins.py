@@ -13,7 +13,7 @@ import sys
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,8 +45,10 @@ from transformers import (
     T5Tokenizer,
 )
 
-from music_ddpo.core.params import WeightParams
+from music_ddpo.core.params import EmopiaParams, Params, WeightParams
 from music_ddpo.rewards.emopia.network import ShortChunkResNet
+from music_ddpo.rewards.preference.head import PreferenceHead
+from music_ddpo.weights.checkpoints import git_object
 
 CLAP, T5, GPT2 = 24, 48, 32  # widths; the real ones are 512, 1024 and 768
 SENTENCES = [
@@ -283,8 +285,22 @@ def _write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
+def preference_head(path: Path, prefix: str = "net") -> None:
+    """TuneJury's head A1 as it is published: the bare state dict of an `nn.Sequential` with a name, full size."""
+    head = PreferenceHead(512, 1024, 512, 256, 128, 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({f"{prefix}.{key}": value for key, value in head.state_dict().items()}, path)
+
+
+def asked(model: str, weights: WeightParams, judges: Sequence[str] = (), windows: str = "cover") -> Params:
+    """Params with what `fetch` reads."""
+    emopia = EmopiaParams(windows=windows)
+    return Params.model_construct(model=model, weights=weights, judges=list(judges), mixtures={}, emopia=emopia)
+
+
 MUSIC = "cvssp/audioldm2-music"
 CHECKPOINT = "music_audioset_epoch_15_esc_90.14.pt"
+TUNEJURY, HEAD = "TuneJury/tunejury", "A1_clap_audio_only.pt"
 
 
 def publish(root: Path) -> None:
@@ -293,6 +309,7 @@ def publish(root: Path) -> None:
     roberta_base(root / "hub" / "FacebookAI" / "roberta-base")
     (root / "hub" / "lukewys" / "laion_clap").mkdir(parents=True)
     laion_checkpoint(root / "hub" / "lukewys" / "laion_clap" / CHECKPOINT, root / "hub" / "FacebookAI" / "roberta-base")
+    preference_head(root / "hub" / TUNEJURY / HEAD)
     emopia_zip(root / "emopia.zip")
 
 
@@ -306,7 +323,8 @@ def weight_settings(root: Path, **changes: str) -> WeightParams:
         "architecture": "HTSAT-tiny",
         "text_model": "FacebookAI/roberta-base",
     }
-    content = {"revision": "main", "clap": clap, "emopia": str(root / "emopia.zip")}
+    preference = {"repo": TUNEJURY, "file": HEAD, "git_object": git_object(root / "hub" / TUNEJURY / HEAD)}
+    content = {"revision": "main", "clap": clap, "emopia": str(root / "emopia.zip"), "preference": preference}
     for key, value in changes.items():
         group, _, inner = key.rpartition("__")
         (content[group] if group else content)[inner] = value

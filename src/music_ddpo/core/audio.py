@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import soundfile
@@ -32,7 +33,18 @@ def resample(waveforms: torch.Tensor, source: int, target: int) -> torch.Tensor:
     return waveforms if source == target else _resample(waveforms, source, target)
 
 
-def windows(waveforms: torch.Tensor, length: int) -> torch.Tensor:
-    """Consecutive whole windows of `length` samples: [batch, samples // length, length]."""
+def consecutive(waveforms: torch.Tensor, length: int) -> torch.Tensor:
+    """Consecutive whole windows of `length` samples: [..., samples // length, length]; the rest is left out."""
     count = waveforms.shape[-1] // length
     return waveforms[..., : count * length].unflatten(-1, (count, length))
+
+
+def cover(waveforms: torch.Tensor, length: int) -> torch.Tensor:
+    """As many evenly spread windows as cover the waveform: [..., ceil(samples / length), length].
+
+    A waveform that is shorter than a window is one window of its own length.
+    """
+    samples = waveforms.shape[-1]
+    count = max(1, math.ceil(samples / length))
+    starts = torch.linspace(0, max(0, samples - length), count, dtype=torch.float64).round().long().tolist()
+    return torch.stack([waveforms[..., start : start + length] for start in starts], -2)

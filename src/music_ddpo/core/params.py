@@ -49,7 +49,7 @@ def _number_or(word: str, kind: type, **bounds: float) -> BeforeValidator:
 
 
 Positive = Annotated[int, Field(gt=0)]
-Batch = Annotated[Any, _number_or("auto", int, least=1)]
+PositiveOrAuto = Annotated[Any, _number_or("auto", int, least=1)]
 
 
 class Group(BaseModel):
@@ -62,11 +62,14 @@ class AutoParams(Group):
     """What `auto` stands for: one value for each model that is named, and one for all others (`otherwise`)."""
 
     guidance_scale: dict[str, Annotated[float, Field(ge=1)]]
+    rounds: dict[str, Positive]
+    trajectories_per_round: dict[str, Positive]
+    timesteps: dict[str, str]
     learning_rate: dict[str, Annotated[float, Field(gt=0)]]
 
     @field_validator("*")
     @classmethod
-    def covers_every_model(cls, values: dict[str, float]) -> dict[str, float]:
+    def covers_every_model(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Each key needs a value for models that it does not name."""
         if "otherwise" not in values:
             raise ValueError("must have a value for `otherwise`")
@@ -115,8 +118,8 @@ class PromptParams(Group):
 class DDPOParams(Group):
     """The group `ddpo`."""
 
-    rounds: Positive
-    trajectories_per_round: Positive
+    rounds: PositiveOrAuto
+    trajectories_per_round: PositiveOrAuto
     updates_per_round: Positive
     timesteps: str
     learning_rate: Annotated[Any, _number_or("auto", float, above=0)]
@@ -131,14 +134,16 @@ class DDPOParams(Group):
     @classmethod
     def timesteps_known(cls, timesteps: str) -> str:
         """The choice of steps can be parsed."""
-        if not re.fullmatch(r"all|(first|last) ([1-9]\d*|[1-9]\d?%)", timesteps):
-            raise ValueError('must be "all", "first N" or "last N", where N is a number of steps or a percentage')
+        if not re.fullmatch(r"auto|all|(first|last) ([1-9]\d*|[1-9]\d?%)", timesteps):
+            raise ValueError(
+                'must be "auto", "all", "first N" or "last N", where N is a number of steps or a percentage'
+            )
         return timesteps
 
     @model_validator(mode="after")
     def updates_have_trajectories(self) -> DDPOParams:
         """Each update gets the same number of trajectories."""
-        if self.trajectories_per_round % self.updates_per_round:
+        if self.trajectories_per_round != "auto" and self.trajectories_per_round % self.updates_per_round:
             raise ValueError(
                 f"ddpo.updates_per_round: {self.updates_per_round} must divide "
                 f"ddpo.trajectories_per_round, which is {self.trajectories_per_round}"
@@ -151,6 +156,7 @@ class LoRAParams(Group):
 
     rank: Positive
     alpha: float = Field(gt=0)
+    targets: Literal["cross", "all"]
 
 
 class EvaluationParams(Group):
@@ -160,6 +166,12 @@ class EvaluationParams(Group):
     eta: float = Field(ge=0, le=1)
     confidence: float = Field(gt=0, lt=1)
     bootstrap: int = Field(ge=100)
+
+
+class EmopiaParams(Group):
+    """The group `emopia`."""
+
+    windows: Literal["paper", "cover"]
 
 
 class ClapWeights(Group):
@@ -172,12 +184,21 @@ class ClapWeights(Group):
     text_model: str
 
 
+class PreferenceWeights(Group):
+    """The group `weights.preference`."""
+
+    repo: str = Field(min_length=1)
+    file: str = Field(min_length=1)
+    git_object: str = Field(pattern=r"^[0-9a-f]{40}$")
+
+
 class WeightParams(Group):
     """The group `weights`."""
 
     revision: str = Field(min_length=1)
     clap: ClapWeights
     emopia: str = Field(min_length=1)
+    preference: PreferenceWeights
 
 
 class ComputeParams(Group):
@@ -186,8 +207,8 @@ class ComputeParams(Group):
     device: str
     processes: int = Field(ge=1)
     precision: Literal["auto", "float32", "bfloat16"]
-    batch: Batch
-    decode_batch: Batch
+    batch: PositiveOrAuto
+    decode_batch: PositiveOrAuto
 
     @field_validator("device")
     @classmethod
@@ -213,6 +234,7 @@ class Params(Group):
     prompts: PromptParams
     ddpo: DDPOParams
     lora: LoRAParams
+    emopia: EmopiaParams
     evaluation: EvaluationParams
     weights: WeightParams
     compute: ComputeParams
@@ -270,7 +292,7 @@ class Params(Group):
     @model_validator(mode="after")
     def timesteps_fit(self) -> Params:
         """There are as many steps as are to be trained."""
-        if len(self.trained_steps) > self.steps:
+        if self.ddpo.timesteps != "auto" and len(self.trained_steps) > self.steps:
             raise ValueError(f"ddpo.timesteps: {self.ddpo.timesteps!r} is more than steps, which is {self.steps}")
         return self
 
@@ -284,14 +306,13 @@ class Params(Group):
         return range(count) if which == "first" else range(self.steps - count, self.steps)
 
     def settled(self) -> Params:
-        """The same with a number in place of every `auto` whose value depends on the model."""
-
-        def value(key: str, given: Any) -> Any:
-            values = getattr(self.auto, key)
-            return values.get(self.model, values["otherwise"]) if given == "auto" else given
-
-        ddpo = self.ddpo.model_copy(update={"learning_rate": value("learning_rate", self.ddpo.learning_rate)})
-        return self.model_copy(update={"guidance_scale": value("guidance_scale", self.guidance_scale), "ddpo": ddpo})
+        """The same with a value in place of every `auto` that depends on the model; `ValueError` if they do not fit."""
+        content = self.model_dump()
+        for key, values in content["auto"].items():
+            group = content if key in content else content["ddpo"]
+            if group[key] == "auto":
+                group[key] = values.get(self.model, values["otherwise"])
+        return Params.model_validate(content)
 
 
 def _distinct(words: list[str], key: str = "") -> list[str]:

@@ -107,6 +107,9 @@ def choose(compute: ComputeParams) -> Execution:
     precision: str = AUTO_PRECISION[device.type] if compute.precision == "auto" else compute.precision
     if device.type == "cpu":
         _keep_freed_memory()
+    if device.type == "cuda":
+        # As in the reference. Training checks in every round that the importance ratio still starts at exactly 1.
+        torch.backends.cuda.matmul.allow_tf32 = True
     batch, decode_batch = AUTO[device.type]
     return Execution(
         processes.own_device(device),

@@ -12,6 +12,11 @@ from music_ddpo.core.params import Params
 from music_ddpo.core.prompts import fill
 from music_ddpo.measuring.statistics import Estimate
 
+LAYERS = {  # `lora.targets`
+    "cross": "the cross-attention layers (on GPT-2's and T5's tokens)",
+    "all": "all attention layers, self-attention included",
+}
+
 
 def write(reward: str, params: Params, seed: int, weights: dict, training: dict, accuracy: dict) -> str:
     """The README.md of the adapter that was trained with `reward`.
@@ -39,7 +44,7 @@ def write(reward: str, params: Params, seed: int, weights: dict, training: dict,
         "rounds": f"{d.rounds} of {d.trajectories_per_round} trajectories and {d.updates_per_round} updates each",
         "denoising steps": f"{params.steps}, of which trained: {d.timesteps}",
         "clips": f"{params.duration:g} s, guidance {params.guidance_scale:g}",
-        "LoRA": f"rank {lora.rank}, alpha {lora.alpha:g}, on the cross-attention layers",
+        "LoRA": f"rank {lora.rank}, alpha {lora.alpha:g}, on {LAYERS[lora.targets]}",
         "AdamW": f"learning rate {d.learning_rate:g}, weight decay {d.weight_decay:g}",
         "clip range": f"{d.clip_range:g}",
         "seed": f"{seed}",

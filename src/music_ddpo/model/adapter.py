@@ -1,32 +1,52 @@
-"""LoRA on the cross-attention layers of the UNet: add, save, load. Everything else stays frozen."""
+"""LoRA on attention layers of the UNet: add, save, load. Everything else stays frozen."""
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 
 import torch
+from diffusers.models.attention_processor import Attention
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from music_ddpo.core.errors import UserError, in_one_line
 from music_ddpo.core.files import whole
+from music_ddpo.core.params import LoRAParams
 from music_ddpo.model.audioldm2 import Generator
 
-# `attn2` is the cross-attention of each transformer block (on GPT-2's tokens and on T5's).
-TARGETS = r".*\.attn2\.(to_q|to_k|to_v|to_out\.0)"
 
-
-def add(generator: Generator, rank: int, alpha: float, seed: int) -> list[nn.Parameter]:
+def add(generator: Generator, lora: LoRAParams, seed: int) -> list[nn.Parameter]:
     """Adds a new adapter to the generator's UNet; returns its parameters, float32.
 
     A new adapter does not change the output: its B matrices are zero. Its A matrices depend on `seed` only.
     """
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS, bias="none")
+    modules = target_modules(generator.unet, lora.targets)
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=modules, bias="none")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
         generator.unet = get_peft_model(generator.unet, config)
     return parameters(generator)
+
+
+def target_modules(unet: nn.Module, targets: str) -> str:
+    """The projections of the attention layers that get LoRA, as a regular expression over names of modules.
+
+    AudioLDM 2 has three transformers after each layer: one attends to the latents only, one also to GPT-2's tokens, one
+    to T5's. The `attn2` of the first is self-attention, so "cross" is a part of the `attn2` layers.
+
+    Parameters
+    ----------
+    targets
+        "cross" or "all".
+    """
+    layers = [
+        re.escape(name)
+        for name, module in unet.named_modules()
+        if isinstance(module, Attention) and (targets == "all" or module.is_cross_attention)
+    ]
+    return rf"({'|'.join(layers)})\.(to_q|to_k|to_v|to_out\.0)"
 
 
 def parameters(generator: Generator) -> list[nn.Parameter]:

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 
-from music_ddpo.core.params import WeightParams
+from music_ddpo.core.params import Params
 from music_ddpo.core.prompts import Prompt
 
 SILENT = 1e-4  # a clip whose peak is below -80 dBFS is silent
@@ -67,14 +67,13 @@ class Reward(ABC):
     lowest_margin: ClassVar[float | None] = None  # of a clip that cannot be judged; if None, `lowest` - `highest`
     forms: ClassVar[tuple[str, ...]] = ("value",)  # the values of `reward_form` that it supports
 
+    needs: ClassVar[tuple[str, ...]] = ()  # the rewards whose weights it uses too; `fetch` brings them first
+
     @classmethod
-    def fetch(cls, folder: Path, model: str, settings: WeightParams) -> str:
+    def fetch(cls, folder: Path, params: Params) -> str:
         """Brings the weights to the empty `folder` and returns where they come from. By default there are none.
 
-        Parameters
-        ----------
-        model, settings
-            `model` and `weights` of params.yaml.
+        What the reward takes from `params` must be in the folder: stages that use the reward depend on the folder only.
         """
         return "no weights"
 

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from music_ddpo.core.files import checksums, digest, remove, whole, write_json
-from music_ddpo.core.params import REWARDS, WeightParams
+from music_ddpo.core.params import REWARDS, Params
 from music_ddpo.rewards.finding import PACKAGE, reward_class
 from music_ddpo.weights import pipelines, shipped
 from music_ddpo.weights.manifests import MANIFEST, read_manifest
 from music_ddpo.weights.sources import HUB, LICENCES, SHIPPED, TERMS
 
 
-def fetch(
-    model: str, settings: WeightParams, judges: Sequence[str], mixtures: Mapping[str, Mapping[str, float]], target: Path
-) -> dict[str, str]:
+def fetch(params: Params, target: Path) -> dict[str, str]:
     """Writes pipeline/, rewards/<name>/, manifest.json and reference.json to `target`.
 
     Each is written completely or not at all. manifest.json has the checksums of the pipeline, reference.json the scores
     of real recordings, if the model comes with them.
-
-    Parameters
-    ----------
-    model, settings, judges, mixtures
-        As in params.yaml.
 
     Returns
     -------
@@ -37,10 +31,12 @@ def fetch(
         If a part is missing, damaged or altered, or cannot be downloaded.
     """
     remove(target / "rewards")
-    came = {name: fetch_reward(name, target, model, settings) for name in judges}
-    for name, parts in mixtures.items():
-        if set(parts) <= set(judges):
+    needed = [need for name in params.judges for need in reward_class(name).needs]
+    came = {name: fetch_reward(name, target, params) for name in dict.fromkeys([*needed, *params.judges])}
+    for name, parts in params.mixtures.items():
+        if set(parts) <= set(params.judges):
             write_mixture(name, parts, target)
+    model = params.model
     reference: dict = {}
     if model in SHIPPED:
         revision = shipped.copy(SHIPPED[model], "pipeline", target / "pipeline")
@@ -48,22 +44,24 @@ def fetch(
     else:
         folder, model = Path(model).expanduser(), HUB.get(model, model)
         with whole(target / "pipeline") as partial:
-            revision = pipelines.take(folder if folder.is_dir() else model, settings.revision, partial)
+            revision = pipelines.take(folder if folder.is_dir() else model, params.weights.revision, partial)
         print("Licence:", TERMS.get(model, f"{model}: see its publication for its terms."))
     write_json(target / "reference.json", reference)
     write_json(target / "manifest.json", checksums(target / "pipeline"))
     return {"model": model, "revision": revision, "license": LICENCES.get(model, "unknown")} | came
 
 
-def fetch_reward(name: str, models: Path, model: str, settings: WeightParams) -> str:
+def fetch_reward(name: str, models: Path, params: Params) -> str:
     """Brings the weights of a reward to `models`/rewards/<name>, with a manifest; returns where they come from."""
     kind, folder = reward_class(name), models / "rewards" / name
     with whole(folder) as partial:
         partial.mkdir()
-        came = kind.fetch(partial, model, settings)
-        manifest = {"weights": checksums(partial), "code": code_of(name)}
+        came = kind.fetch(partial, params)
+        manifest: dict[str, Any] = {"weights": checksums(partial), "code": code_of(name)}
         shortest = kind.shortest_clip(partial)
-        write_json(partial / MANIFEST, manifest | ({"shortest_clip": shortest} if shortest else {}))
+        manifest |= {"shortest_clip": shortest} if shortest else {}
+        manifest |= {"needs": {need: read_manifest(need, models) for need in kind.needs}} if kind.needs else {}
+        write_json(partial / MANIFEST, manifest)
     return came
 
 

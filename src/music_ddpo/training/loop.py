@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,7 +18,7 @@ from music_ddpo.model.policy import Policy, Trajectories
 from music_ddpo.rewards.base import Reward
 from music_ddpo.training.checkpoint import Run
 from music_ddpo.training.ddpo import advantages, update
-from music_ddpo.training.record import Round
+from music_ddpo.training.record import Round, rise
 
 
 def train(
@@ -51,7 +52,22 @@ def train(
                 f"training diverged: the gradient's norm is {learnt.gradient_norm} in round {round + 1}; use a smaller "
                 "ddpo.learning_rate or guidance_scale. The rounds before are kept."
             )
-        run.finish(Round.of(round, rewards, judged, [p.emotion for p in asked], processes.gather([learnt])))
+        run.finish(Round.of(round, rewards, judged, asked, processes.gather([learnt])))
+        if round + 1 == max(4, ddpo.rounds // 4):
+            warn_if_flat(run.rounds)
+
+
+def warn_if_flat(rounds: Sequence[Round]) -> None:
+    """Warns if the reward has not risen by more than its noise (two standard errors), and says what may help."""
+    risen, error = rise(rounds)
+    if risen <= 2 * error and processes.is_main():
+        warnings.warn(
+            f"after {len(rounds)} rounds the reward has not risen beyond its noise ({risen:+.3f} with a standard error "
+            f"of {error:.3f}). If it stays flat, people usually try, in this order: more ddpo.trajectories_per_round, "
+            "a larger ddpo.learning_rate, a larger ddpo.clip_range (if most actions are clipped), more ddpo.rounds. A "
+            "reward that hardly differs between the clips of a prompt cannot be learnt: listen to them first.",
+            stacklevel=2,
+        )
 
 
 def own_clips(ddpo: DDPOParams, batch: int) -> list[list[range]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import torch
 
+from music_ddpo.core.prompts import Prompt
 from music_ddpo.training.ddpo import Learnt
 
 
@@ -19,6 +21,8 @@ class Round:
     ----------
     reward, reward_std, by_emotion
         Mean and standard deviation over all clips, and the mean for each emotion.
+    noise
+        Standard error of `reward`: what its clips would differ by in another round of the same policy.
     unjudged
         Clips that could not be judged.
     clip_fraction, kl, gradient_norm, ratio_error
@@ -28,6 +32,7 @@ class Round:
     round: int
     reward: float
     reward_std: float
+    noise: float
     by_emotion: dict[str, float]
     unjudged: int
     clip_fraction: float
@@ -37,13 +42,18 @@ class Round:
 
     @classmethod
     def of(
-        cls, round: int, rewards: torch.Tensor, judged: torch.Tensor, emotions: Sequence[str], learnt: Sequence[Learnt]
+        cls, round: int, rewards: torch.Tensor, judged: torch.Tensor, asked: Sequence[Prompt], learnt: Sequence[Learnt]
     ) -> Round:
-        """Puts together the rewards of all clips and what each process learnt."""
+        """Puts together the rewards of all clips, what was asked for, and what each process learnt."""
+        emotions = [p.emotion for p in asked]
+        texts = [p.text for p in asked]
+        groups = [rewards[[x == text for x in texts]].double() for text in dict.fromkeys(texts)]
+        variance = sum(len(g) * g.var().item() for g in groups if len(g) > 1)  # each prompt is asked as often as before
         return cls(
             round=round,
             reward=rewards.mean().item(),
             reward_std=rewards.std(correction=0).item(),
+            noise=variance**0.5 / len(rewards),
             by_emotion={e: rewards[[x == e for x in emotions]].mean().item() for e in dict.fromkeys(emotions)},
             unjudged=int((~judged).sum()),
             clip_fraction=sum(x.clip_fraction for x in learnt),
@@ -51,6 +61,17 @@ class Round:
             gradient_norm=learnt[0].gradient_norm,
             ratio_error=max(x.ratio_error for x in learnt),
         )
+
+
+def rise(rounds: Sequence[Round]) -> tuple[float, float]:
+    """By how much the reward has risen from the first of these rounds to the last, and the standard error of that.
+
+    The rise of a straight line that is fitted by least squares; its error follows from the noise of each round.
+    """
+    x = np.arange(len(rounds)) - (len(rounds) - 1) / 2
+    weight = x * (len(rounds) - 1) / (x**2).sum()
+    reward, noise = (np.array([getattr(r, name) for r in rounds]) for name in ("reward", "noise"))
+    return float(weight @ reward), float(((weight * noise) ** 2).sum() ** 0.5)
 
 
 def reward_curve(rounds: Sequence[Round]) -> pd.DataFrame:

@@ -47,7 +47,7 @@ def prepare(
     UserError
         If memory is not enough for a single clip.
     """
-    parameters = adapter.add(generator, params.lora.rank, params.lora.alpha, seed)
+    parameters = adapter.add(generator, params.lora, seed)
     policy = Policy(
         generator, [p.text for p in prompts], params.prompts.negative, params.steps, params.duration,
         params.guidance_scale,

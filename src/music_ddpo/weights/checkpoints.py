@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from music_ddpo.core.errors import UserError, in_one_line
+from music_ddpo.core.files import digest
 
 
 def read(path: Path, name: str = "") -> dict:
@@ -45,6 +47,12 @@ def read(path: Path, name: str = "") -> dict:
             f"{name}: is not a checkpoint: it contains a {type(content).__name__}; download the file again."
         )
     return content
+
+
+def git_object(path: Path) -> str:
+    """The id that git gives to a file's content: what `git hash-object` prints."""
+    start = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    return digest(path, start.copy)
 
 
 def state_dict(path: Path, prefix: str, name: str = "") -> dict[str, torch.Tensor]:

@@ -19,5 +19,11 @@ class Encoder(ABC):
         """The embedding of a text, float32 [dimensions]."""
 
     @abstractmethod
-    def audio(self, pieces: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The embeddings of pieces of audio [samples], float32 [pieces, dimensions]."""
+    def audio(self, pieces: Sequence[torch.Tensor], quantised: bool = True) -> torch.Tensor:
+        """The embeddings of pieces of audio [samples], float32 [pieces, dimensions].
+
+        Parameters
+        ----------
+        quantised
+            Whether samples are rounded to 16 bits first, where the library does so by default.
+        """

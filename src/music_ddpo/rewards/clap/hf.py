@@ -29,8 +29,8 @@ class TransformersEncoder(Encoder):
         tokens = self.tokenizer([text], return_tensors="pt", truncation=True).to(self.device)
         return self.model.get_text_features(**tokens).pooler_output[0]
 
-    def audio(self, pieces: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The embeddings of pieces of audio, float32 [pieces, dimensions]."""
+    def audio(self, pieces: Sequence[torch.Tensor], quantised: bool = True) -> torch.Tensor:
+        """The embeddings of pieces of audio, float32 [pieces, dimensions]; never quantised, as in transformers."""
         sounds = [piece.numpy() for piece in pieces]
         features = self.extractor(sounds, sampling_rate=self.sample_rate, return_tensors="pt").input_features
         return self.model.get_audio_features(input_features=features.to(self.device)).pooler_output

@@ -43,10 +43,12 @@ class LaionEncoder(Encoder):
         """The embedding of a text, float32 [dimensions]."""
         return self.module.get_text_embedding([text], use_tensor=True)[0]
 
-    def audio(self, pieces: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The embeddings of pieces of audio, float32 [pieces, dimensions]."""
-        embeddings = [self.module.get_audio_embedding_from_data([piece.numpy()]) for piece in pieces]
-        return torch.cat([torch.from_numpy(e) for e in embeddings])
+    def audio(self, pieces: Sequence[torch.Tensor], quantised: bool = True) -> torch.Tensor:
+        """The embeddings of pieces of audio, float32 [pieces, dimensions]; laion-clap quantises arrays, not tensors."""
+        embed = self.module.get_audio_embedding_from_data
+        if quantised:
+            return torch.cat([torch.from_numpy(embed([piece.numpy()])) for piece in pieces])
+        return torch.cat([embed([piece], use_tensor=True) for piece in pieces])
 
 
 def fetch(settings: ClapWeights, folder: Path) -> str:

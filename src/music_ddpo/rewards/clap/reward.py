@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch.nn.functional import normalize
 
-from music_ddpo.core.audio import resample
+from music_ddpo.core.audio import cover, resample
 from music_ddpo.core.errors import UserError
-from music_ddpo.core.params import WeightParams
+from music_ddpo.core.params import Params
 from music_ddpo.core.prompts import Prompt
 from music_ddpo.rewards.base import Judgement, Reward
 from music_ddpo.rewards.clap.encoder import Encoder
@@ -38,26 +37,18 @@ class Clap(Reward):
         self._texts: dict[str, torch.Tensor] = {}
 
     @classmethod
-    def fetch(cls, folder: Path, model: str, settings: WeightParams) -> str:
+    def fetch(cls, folder: Path, params: Params) -> str:
         """Copies the shipped model's CLAP, or downloads laion-clap's checkpoint."""
-        if model in SHIPPED:
-            return shipped.copy(SHIPPED[model], "rewards/clap", folder)
+        if params.model in SHIPPED:
+            return shipped.copy(SHIPPED[params.model], "rewards/clap", folder)
         from music_ddpo.rewards.clap import laion
 
-        return laion.fetch(settings.clap, folder)
+        return laion.fetch(params.weights.clap, folder)
 
     @classmethod
     def load(cls, models: Path, device: torch.device) -> Clap:
         """Loads laion-clap's implementation if the weights are its own, transformers' otherwise."""
-        folder = models / "rewards" / "clap"
-        require(folder)
-        if (folder / "laion.json").is_file():
-            from music_ddpo.rewards.clap.laion import LaionEncoder  # late: it imports laion_clap
-
-            return cls(LaionEncoder(folder, device))
-        from music_ddpo.rewards.clap.hf import TransformersEncoder
-
-        return cls(TransformersEncoder(folder, folder, folder, device))
+        return cls(load_encoder(models, device))
 
     @torch.no_grad()
     def embed_text(self, text: str) -> torch.Tensor:
@@ -69,10 +60,8 @@ class Clap(Reward):
     @torch.no_grad()
     def embed_audio(self, waveform: torch.Tensor, sample_rate: int) -> torch.Tensor:
         """Unit-norm embeddings of a clip [samples], one per window: float32 [windows, dimensions]."""
-        clip, longest = resample(waveform, sample_rate, self.encoder.sample_rate), self.encoder.longest
-        count = max(1, math.ceil(len(clip) / longest))
-        starts = torch.linspace(0, max(0, len(clip) - longest), count).round().long().tolist()
-        return normalize(self.encoder.audio([clip[s : s + longest] for s in starts]).float(), dim=1).cpu()
+        clip = resample(waveform, sample_rate, self.encoder.sample_rate)
+        return normalize(self.encoder.audio(list(cover(clip, self.encoder.longest))).float(), dim=1).cpu()
 
     def judge(self, waveforms: torch.Tensor, sample_rate: int, prompts: Sequence[Prompt]) -> Judgement:
         """Judges waveforms [batch, samples] one by one."""
@@ -87,6 +76,19 @@ class Clap(Reward):
             predicted.append(prompt.alternative_quadrants[best])
             correct.append(float(prompt.alternatives[best] == prompt.text))
         return Judgement(torch.stack(value), torch.stack(margin), predicted, torch.tensor(correct))
+
+
+def load_encoder(models: Path, device: torch.device) -> Encoder:
+    """The CLAP in `models`/rewards/clap, by laion-clap if the weights are its own, else by transformers."""
+    folder = models / "rewards" / "clap"
+    require(folder)
+    if (folder / "laion.json").is_file():
+        from music_ddpo.rewards.clap.laion import LaionEncoder  # late: it imports laion_clap
+
+        return LaionEncoder(folder, device)
+    from music_ddpo.rewards.clap.hf import TransformersEncoder
+
+    return TransformersEncoder(folder, folder, folder, device)
 
 
 def require(folder: Path) -> None:
