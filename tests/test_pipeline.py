@@ -40,7 +40,7 @@ def stale(study: Path) -> set[str]:
 
 def test_the_study_leaves_tables_metrics_plots_and_ordinary_files(study):
     accuracy = read(study / "metrics" / "accuracy.json")
-    assert set(accuracy) == {"judged_by_clap", "judged_by_emopia", "judged_by_held_out"}
+    assert set(accuracy) == {f"judged_by_{judge}" for judge in ("clap", "emopia", "held_out", "preference")}
     for judge, headline in (("clap", "similarity"), ("emopia", "accuracy")):
         for model in ("original", "trained_with_emopia"):
             entry = accuracy[f"judged_by_{judge}"][model]

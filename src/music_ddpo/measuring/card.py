@@ -8,10 +8,14 @@ import re
 import yaml
 from huggingface_hub import ModelCardData
 
-from music_ddpo.core.params import Params
+from music_ddpo.core.params import SHIPPED, Params
 from music_ddpo.core.prompts import fill
 from music_ddpo.measuring.statistics import Estimate
 
+SISTERS = (
+    "The CLAP inside AudioLDM 2 (held-out) and the clap reward are sister checkpoints, so neither is "
+    "an independent judge of the other."
+)
 LAYERS = {  # `lora.targets`
     "cross": "the cross-attention layers (on GPT-2's and T5's tokens)",
     "all": "all attention layers, self-attention included",
@@ -86,7 +90,8 @@ def write(reward: str, params: Params, seed: int, weights: dict, training: dict,
         "|---|---|---|---|---|",
         *_scores(reward, params, accuracy),
         "",
-        "Only a judge that the adapter was not trained with shows whether more than the reward's score changed.",
+        "Only a judge that the adapter was not trained with shows whether more than the reward's score changed."
+        + ("" if params.model in SHIPPED else f" {SISTERS}"),
         "",
         "## Limits and licence",
         "",

@@ -89,7 +89,15 @@ def markdown(study: Study) -> str:
             "",
             "`held_out` is the CLAP inside the generator. No adapter is trained with it. If it falls while a reward "
             "rises,",
-            "the adapter exploits the reward instead of improving the music.",
+            "the adapter exploits the reward instead of improving the music. In AudioLDM 2 it is a sister checkpoint",
+            "of the `clap` reward, so there it is no independent judge of that.",
+        ]
+    if "preference" in study.judges:
+        lines += [
+            "",
+            "`preference` estimates which of two clips people would prefer, whatever the prompt: the higher score wins "
+            "with",
+            "probability sigmoid(difference). mini's was trained on simulated votes, not on people's.",
         ]
     return "\n".join(lines) + "\n"
 
