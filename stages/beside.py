@@ -7,11 +7,13 @@ import signal
 import sys
 from pathlib import Path
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while modules are imported ends without a traceback
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from music_ddpo.core.errors import UserError  # noqa: E402
-from music_ddpo.core.params_file import load  # noqa: E402
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports that follow ends without a traceback
+
+from music_ddpo.core.errors import UserError
+from music_ddpo.core.params_file import load
 
 try:
     load()

@@ -32,6 +32,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
-def in_one_line(error: BaseException, length: int = 300) -> str:
+def in_one_line(error: BaseException | str, length: int = 300) -> str:
     """The message of a library's exception, without line breaks and not longer than `length`."""
     return " ".join(str(error).split())[:length] or type(error).__name__

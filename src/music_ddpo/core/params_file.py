@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
 
 from music_ddpo.core.errors import LONGEST, UserError, in_one_line, quoted
 from music_ddpo.core.params import Params
@@ -26,9 +27,13 @@ def load(path: Path | str = "params.yaml") -> Params:
     text = _read(Path(path))
     try:
         content = YAML(typ="safe", pure=True).load(text)
-    except Exception as error:  # a tag may raise anything: `!!int x` a ValueError, `!!bool x` a KeyError
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else in_one_line(error)
-        raise UserError(f"{path}: is not YAML: {reason}") from None
+    except RecursionError:
+        raise UserError(f"{path}: is not YAML: it is nested too deeply.") from None
+    except MarkedYAMLError as error:
+        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise UserError(f"{path}: is not YAML: {where}{in_one_line(error.problem or error)}.") from None
+    except Exception as error:  # of a value: `!!int x` is a ValueError, `!!bool x` a KeyError
+        raise UserError(f"{path}: is not YAML: {type(error).__name__}: {in_one_line(error)}.") from None
     return parse(content, str(path))
 
 

@@ -36,6 +36,11 @@ def fetch(
     UserError
         If a part is missing, damaged or altered, or cannot be downloaded.
     """
+    source: Path | str = HUB.get(model, model)
+    if model not in SHIPPED:
+        folder = Path(model).expanduser()
+        source = folder if folder.is_dir() else source
+        pipelines.check(source, settings.revision)
     remove(target / "rewards")
     came = {name: fetch_reward(name, target, model, settings) for name in judges}
     for name, parts in mixtures.items():
@@ -46,9 +51,9 @@ def fetch(
         revision = shipped.copy(SHIPPED[model], "pipeline", target / "pipeline")
         reference = shipped.read_reference(SHIPPED[model])
     else:
-        folder, model = Path(model).expanduser(), HUB.get(model, model)
         with whole(target / "pipeline") as partial:
-            revision = pipelines.take(folder if folder.is_dir() else model, settings.revision, partial)
+            revision = pipelines.take(source, settings.revision, partial)
+        model = HUB.get(model, model)
         print("Licence:", TERMS.get(model, f"{model}: see its publication for its terms."))
     write_json(target / "reference.json", reference)
     write_json(target / "manifest.json", checksums(target / "pipeline"))
