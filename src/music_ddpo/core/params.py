@@ -51,7 +51,7 @@ def _number_or(word: str, kind: type, **bounds: float) -> BeforeValidator:
 # The upper bounds are far beyond sensible values: what exceeds them is a slip that would end in an overflow, or take
 # all memory.
 Positive = Annotated[int, Field(gt=0, le=100_000)]
-Limit = Annotated[float, Field(gt=0, le=1e6)]  # of something that is cut; 1e6 cuts nothing
+Limit = Annotated[float, Field(gt=0, le=1e9)]  # of something that is clipped; 1e9 clips nothing
 PositiveOrAuto = Annotated[Any, _number_or("auto", int, least=1, most=100_000)]
 
 
