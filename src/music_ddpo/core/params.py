@@ -37,13 +37,10 @@ def _number_or(word: str, kind: type, **bounds: float) -> BeforeValidator:
             least, most = bounds.get("least", -math.inf), bounds.get("most", math.inf)
             if least <= value <= most and bounds.get("above", -math.inf) < value < math.inf:
                 return value
-        limits = "".join(
-            f" {words} {bounds[key]:g}"
-            for key, words in (("above", "greater than"), ("least", "of at least"), ("most", "of at most"))
-            if key in bounds and bounds[key] < 2**62
-        )
+        known = (("above", "greater than"), ("least", "at least"), ("most", "at most"))
+        limits = ", ".join(f"{words} {bounds[key]:g}" for key, words in known if bounds.get(key, 2**62) < 2**62)
         name = "whole number" if kind is int else "number"
-        raise ValueError(f"must be a {name}{limits}, or {word!r}")
+        raise ValueError(f"must be a {name}{f' ({limits})' if limits else ''}, or {word!r}")
 
     return BeforeValidator(check)
 

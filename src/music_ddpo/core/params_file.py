@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def _explain(error: Any) -> str:
         return f"{key}: is not a known key; {hint}"
     if error["type"] == "missing":
         return f"{key}: is missing; add it (`music-ddpo params {key}` explains it)."
-    reason = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    reason = re.sub("^(Value error, |(Input|String|List|Dictionary) (?=should))", "", error["msg"])
     end = "" if reason.endswith("?") else "."
     if error["type"] == "value_error" and key in ("", "ddpo"):  # a rule about several keys, which names them itself
         return f"{reason}{end}"
