@@ -51,27 +51,11 @@ SCHEDULER = PROJECT / "mini" / "models" / "pipeline" / "scheduler"
 # Values by the type of the key that they often replace: texts and lists in Python, numbers and others as YAML has them.
 TEXTS = [
     *("", " ", "mini", "auto", "all", "random", "clap", "held_out", "cpu", "cuda", "cuda:99", "mps"),
-    *(
-        "/",
-        "a b",
-        "a/b",
-        "../x",
-        "~x/y",
-        "ünï",
-        "x" * 60,
-        "x" * 5000,
-        "a\0b",
-        "a\rb",
-        "a\nb",
-        "\ud800",
-        "\u2028",
-        "\u0661",
-        "nan",
-        "808",
-    ),
+    *("/", "a b", "a/b", "../x", "~x/y", "ünï", "x" * 60, "x" * 5000, "a\0b", "a\rb", "a\nb"),
+    *("\ud800", "\u2028", "\u0661", "nan", "808", "bfloat16", "main", "HTSAT-tiny", "audioldm2"),
     *("{emotion} {instrument}", "{emotion}{instrument}{article}", "{emotion:>99999999} {instrument}", "{emotion"),
     *("{emotion!r} {instrument}", "{emotion.x} {instrument}", "{{emotion}} {instrument}", "{}", "{0}"),
-    *("last 5", "first 20%", "first 1000", "margin", "label", "audioldm2", "bfloat16", "main", "HTSAT-tiny"),
+    *("last 5", "first 20%", "first 1000", "margin", "label"),
 ]
 NUMBERS = [
     *("0", "1", "2", "3", "7", "19", "64", "1000", "-1", "0.5", "1e-5", "1e-300", "1e39", "1e300", "1e400", "-0.0"),
@@ -84,17 +68,8 @@ LISTS = [
 ]
 OTHERS = [
     *("null", "~", "true", "yes", "2001-01-01", "2001-99-99", "!!int abc", "!!float abc", "!!bool maybe"),
-    *(
-        "{a: {a: 1}}",
-        "!!binary aGk=",
-        "!!set {a}",
-        "!!python/object:os.system {}",
-        "&a [*a]",
-        "*nothing",
-        "{}",
-        "{otherwise: 1}",
-    ),
-    *("{mini: 3, otherwise: 0.001}", "{<<: 3}", "%", "@", "`", "|", ">", "? :", "- -", "[" * 400),
+    *("!!binary aGk=", "!!set {a}", "!!python/object:os.system {}", "&a [*a]", "*nothing", "{}", "{a: {a: 1}}"),
+    *("{otherwise: 1}", "{mini: 3, otherwise: 0.001}", "{<<: 3}", "%", "@", "`", "|", ">", "? :", "- -", "[" * 400),
 ]
 
 
@@ -111,7 +86,7 @@ def case(number: int, seed: int) -> bytes:
     rng = random.Random(f"{seed}/{number}")
     content = yaml.safe_load((PROJECT / "params.yaml").read_text())
     replaced: dict[str, str] = {}
-    for _ in range(rng.randint(1, 3)):
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
         *groups, last = rng.choice(list(keys(content)))
         group = content
         for name in groups:
@@ -137,7 +112,7 @@ def case(number: int, seed: int) -> bytes:
 
 def another(value: object, rng: random.Random) -> str:
     """Another value, as YAML; mostly of the same type, and often near it."""
-    near = rng.random() < 0.5
+    near = rng.random() < 0.7
     if isinstance(value, int | float):
         numbers = (value + 1, value - 1, value * 2, value // 2, value * 10, value / 10, value * 10**6, -value)
         return repr(rng.choice(numbers)) if near else rng.choice(NUMBERS)
