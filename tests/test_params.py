@@ -1,19 +1,21 @@
 """params.yaml: what it must hold, and what a user reads when it does not."""
 
 import copy
+import json
 import os
 import re
-from pathlib import Path
+import sys
 
 import pytest
 import yaml
 from dvc.utils.serialize import parse_yaml
 
+from helpers.project import ONE_THREAD, PROJECT, run
 from music_ddpo.core.errors import UserError
 from music_ddpo.core.params_file import load, parse
 from music_ddpo.measuring.clips import evaluation_prompts
 
-SHIPPED = Path(__file__).parents[1] / "params.yaml"
+SHIPPED = PROJECT / "params.yaml"
 MISSING = object()
 
 
@@ -302,3 +304,12 @@ def test_params_cannot_be_changed_afterwards():
 )
 def test_trained_steps_count_from_the_noisiest(timesteps, expected):
     assert parse(changed("ddpo.timesteps", timesteps)).trained_steps == expected
+
+
+def test_generated_params_end_in_a_clear_error_or_in_the_right_result(tmp_path):
+    """A small part of what benchmarks/fuzz.py tries."""
+    result = tmp_path / "fuzz.json"
+    options = ("--cases", "30", "--seed", "1", "--out", str(result))
+    done = run(PROJECT, sys.executable, "benchmarks/fuzz.py", *options, env=ONE_THREAD)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(json.loads(result.read_text())["ended"]) <= {"accepted", "refused by the loader", "refused by a stage"}
