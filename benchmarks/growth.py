@@ -45,17 +45,20 @@ def measure(setting: dict[str, int]) -> dict[str, float]:
     emotions = [word for row in zip(*EMOTIONS_OF_QUADRANT.values(), strict=True) for word in row]
     instruments = ["piano", "violin", "flute", "guitar"]
     count = setting["prompts"]
-    content["prompts"] |= {"emotions": emotions[: max(4, count // 4)], "instruments": instruments[: count // 4]}
     content["ddpo"] |= {
         "rounds": 1,
         "trajectories_per_round": setting["trajectories_per_round"],
         "updates_per_round": 2,
         "timesteps": "all",
     }
+    params = parse(content)
+    # Not checked: a study needs two trajectories of each prompt in a round, a measurement does not.
+    chosen = {"emotions": emotions[: max(4, count // 4)], "instruments": instruments[: count // 4]}
+    prompts = params.prompts.model_copy(update=chosen)
     generator = Generator.load(MODELS / "pipeline", torch.device("cpu"))
     reward = Emopia.load(MODELS, torch.device("cpu"))
     before, started = peak(), time.perf_counter()
-    ours(generator, reward, parse(content))
+    ours(generator, reward, params.model_copy(update={"prompts": prompts}))
     return {"seconds": round(time.perf_counter() - started, 2), "memory_mb": round((peak() - before) / 1e6, 1)}
 
 

@@ -158,7 +158,7 @@ def measure(settings: tuple[Setting, ...], device: torch.device, dtype: torch.dt
             sides = (None, *setting.batches)
             runs: dict[int | None, list[dict]] = {side: [] for side in sides}
             for side in sides:
-                one_round(setting, side, max(4 * setting.updates, side or 0), reward, dtype)  # to warm up
+                one_round(setting, side, max(8, 4 * setting.updates, side or 0), reward, dtype)  # to warm up
             for _ in range(repeats):
                 for side in sides:
                     runs[side].append(one_round(setting, side, setting.trajectories, reward, dtype))

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from helpers.project import PROJECT, run, set_params
+from helpers.project import PROJECT, copy_of_project, run, set_params, succeed
 from helpers.ranks import run_stage
 
 
@@ -41,6 +41,57 @@ def test_a_wrong_param_stops_a_stage_with_the_keys_name(tmp_path, change, words)
     line = fails(tmp_path, "seed")
     assert all(word in line for word in words), line
     assert not (tmp_path / "metrics").exists()
+
+
+def test_dvc_removes_nothing_for_a_wrong_param(tmp_path):
+    """DVC removes the outputs of a stage before it runs: the first stage finds the error, and has none to remove."""
+    project = copy_of_project(tmp_path)
+    set_params(project, ddpo__clip_range=-1)
+    done = run(project, "dvc", "repro")
+    assert done.returncode != 0
+    assert "Error: params.yaml: ddpo.clip_range: -1 should be greater than 0." in done.stderr
+    assert done.stdout.count("Running stage") == 1
+    assert succeed(project, "git", "status", "--porcelain").split() == ["M", "params.yaml"]
+
+
+def test_a_new_param_makes_no_stage_run_that_does_not_depend_on_it(tmp_path):
+    project = copy_of_project(tmp_path)
+    for rounds in (2, 3):
+        set_params(project, ddpo__rounds=rounds, prompts__instruments=["zither"])
+        done = run(project, "dvc", "repro", "seed")
+        assert done.returncode == 0, done.stderr
+        assert ("Running stage 'seed'" in done.stdout) == (rounds == 2)
+        assert "Warning: prompts.instruments: mini was never trained on 'zither'" in done.stderr
+        assert "mini knows flute, guitar, piano, violin." in done.stderr
+
+
+@pytest.mark.parametrize("stage", ["baseline", "score", "table", "train", "generate", "evaluate", "card"])
+def test_a_wrong_param_is_reported_before_torch_is_imported(tmp_path, stage):
+    set_params(tmp_path, steps=0)
+    argument = ["emopia"] if stage in ("train", "generate", "evaluate", "card") else []
+    done = run(tmp_path, sys.executable, "-X", "importtime", str(PROJECT / "stages" / f"{stage}.py"), *argument)
+    assert done.returncode == 1
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "music_ddpo.core.params" in imported
+    assert "torch" not in imported
+    assert "Error: params.yaml: steps: 0" in done.stderr
+
+
+@pytest.mark.parametrize(("stage", "reward"), [("train", "bogus"), ("train", "held_out"), ("card", "clop")])
+def test_a_stage_takes_only_the_rewards_of_params(stages, stage, reward):
+    line = fails(stages, stage, reward)
+    assert f"'{reward}' is not among `rewards` (clap, emopia)" in line
+
+
+def test_a_wrong_model_is_reported_before_anything_is_fetched(tmp_path):
+    """Not as an error about the first thing that would be downloaded."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "stages").symlink_to(PROJECT / "stages")
+    set_params(tmp_path, model=str(tmp_path / "empty"), judges=["emopia", "clap"])
+    line = fails(tmp_path, "fetch")
+    assert line.startswith("Error: model: ")
+    assert "it has no model_index.json" in line
+    assert not (tmp_path / "models").exists()
 
 
 @pytest.mark.parametrize(

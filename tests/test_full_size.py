@@ -48,7 +48,7 @@ def work(dtypes: list[torch.dtype]) -> dict:
     from full_size import full_size
     from growth import peak
 
-    params = small(**SETTINGS, ddpo__trajectories_per_round=1, ddpo__updates_per_round=1)
+    params = small(**SETTINGS, ddpo__updates_per_round=1)
     report: dict = {"updates": []}
     paths, gradients = None, []
     for dtype in dtypes:

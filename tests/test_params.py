@@ -1,16 +1,21 @@
 """params.yaml: what it must hold, and what a user reads when it does not."""
 
 import copy
+import json
+import os
 import re
-from pathlib import Path
+import sys
 
 import pytest
 import yaml
+from dvc.utils.serialize import parse_yaml
 
+from helpers.project import ONE_THREAD, PROJECT, run
 from music_ddpo.core.errors import UserError
 from music_ddpo.core.params_file import load, parse
+from music_ddpo.measuring.clips import evaluation_prompts
 
-SHIPPED = Path(__file__).parents[1] / "params.yaml"
+SHIPPED = PROJECT / "params.yaml"
 MISSING = object()
 
 
@@ -73,9 +78,9 @@ def test_auto_becomes_the_value_for_the_model():
         ("model", "minni", ["model: 'minni'", "did you mean 'mini'"]),
         ("rewards", ["clop"], ["'clop'", "emopia", "did you mean 'clap'"]),
         ("rewards", ["held_out"], ["'held_out' judges only"]),
-        ("judges", ["clop"], ["no clop.py", "did you mean 'clap'"]),
+        ("judges", ["clop"], ["'clop', which is not in", "did you mean 'clap'"]),
         ("judges", ["clap"], ["rewards: 'emopia'", "add it to `judges`"]),
-        ("mixtures", {"both": {"clap": 0}}, ["both.clap", "greater than 0"]),
+        ("mixtures", {"both": {"clap": 0}}, ["both.clap", "greater than or equal to 0.000001"]),
         ("mixtures", {"both": {}}, ["at least one reward"]),
         ("mixtures", {"clap": {"clap": 1.0}}, ["'clap' must be a word"]),
         ("mixtures", {"both": {"clop": 1.0}}, ["mixtures.both: 'clop'"]),
@@ -102,6 +107,45 @@ def test_auto_becomes_the_value_for_the_model():
         ("lora.targets", "self", ["'self'", "'cross'", "'all'"]),
         ("emopia.windows", "all", ["'all'", "'paper'", "'cover'"]),
         ("evaluation.clips_per_emotion", 1, ["clips_per_emotion: 1", "2"]),
+        ("lora.rank", 10**6, ["lora.rank: 1000000", "1024"]),
+        ("lora.rank", 10**11, ["1024"]),
+        ("lora.alpha", 1e300, ["lora.alpha: 1e+300", "10000"]),
+        ("evaluation.clips_per_emotion", 10**7, ["clips_per_emotion: 10000000", "1000"]),
+        ("evaluation.bootstrap", 10**12, ["bootstrap: 1000000000000", "100000"]),
+        ("ddpo.trajectories_per_round", 10**10, ["trajectories_per_round: 10000000000", "100000"]),
+        ("ddpo.rounds", 10**400, ["ddpo.rounds: 1000", "...", "100000"]),
+        ("ddpo.timesteps", "first " + "9" * 100, ["first N"]),
+        ("ddpo.learning_rate", 1e39, ["learning_rate: 1e+39", "at most 1"]),
+        ("ddpo.learning_rate", 10**400, ["at most 1"]),
+        ("ddpo.clip_range", 1e300, ["clip_range: 1e+300"]),
+        ("ddpo.advantage_clip", 1e300, ["advantage_clip: 1e+300"]),
+        ("ddpo.weight_decay", 1e300, ["weight_decay: 1e+300", "100"]),
+        ("guidance_scale", 1e30, ["guidance_scale: 1e+30", "at most 100"]),
+        ("auto.guidance_scale", {"otherwise": 1e30}, ["auto.guidance_scale.otherwise: 1e+30", "100"]),
+        ("mixtures", {"both": {"clap": 1e308}}, ["both.clap: 1e+308"]),
+        ("mixtures", {"x" * 300: {"clap": 1.0}}, ["must be a word"]),
+        ("compute.processes", 10**30, ["compute.processes", "64"]),
+        ("compute.decode_batch", 10**30, ["compute.decode_batch", "at most 100000", "auto"]),
+        ("compute.device", "cuda:" + "1" * 30, ["cuda:N"]),
+        ("compute.device", "cuda:\u0661", ["cuda:N"]),
+        ("prompts.template", "{emotion:>100000000} {instrument}", ["no other braces"]),
+        ("prompts.template", "{emotion!r} {instrument}", ["no other braces"]),
+        ("prompts.template", "{emotion.__class__} {instrument}", ["no other braces"]),
+        ("prompts.negative", "x" * 10**6, ["prompts.negative: 'xxx", "at most 1000"]),
+        ("prompts.negative", "a\ud800", ["prompts.negative: 'a\\ud800'"]),
+        ("prompts.instruments", ["pia\0no"], ["prompts.instruments.0", "one line", "'\\x00'"]),
+        ("prompts.instruments", ["piano\r"], ["prompts.instruments.0", "'\\r'"]),
+        ("prompts.instruments", ["x" * 300], ["prompts.instruments.0", "at most 50"]),
+        ("rewards", ["a b"], ["rewards: 'a b' is not among"]),
+        ("rewards", [[[["x"]]] * 10**4], ["rewards.0"]),
+        ("model", "~nosuchuser/x", ["model: '~nosuchuser/x'", "existing folder"]),
+        ("model", "no/such/folder", ["model: 'no/such/folder'", "existing folder"]),
+        ("model", "a/" + "x" * 400, ["model: 'a/xxx", "existing folder"]),
+        ("weights.emopia", "~nosuchuser/x", ["weights.emopia", "can read"]),
+        ("weights.emopia", "x" * 300, ["weights.emopia", "can read"]),
+        ("weights.clap.file", "../x.pt", ["weights.clap.file", "in the repository"]),
+        ("weights.clap.file", "/x.pt", ["weights.clap.file", "in the repository"]),
+        ("weights.clap.repo", "a/b/c", ["weights.clap.repo"]),
         ("mixtures", {"baseline": {"clap": 1.0}}, ["'baseline' must be a word that is not in use"]),
         ("evaluation.confidence", 95, ["95", "less than 1"]),
         ("compute.batch", 0, ["batch: 0", "at least 1", "auto"]),
@@ -111,6 +155,7 @@ def test_auto_becomes_the_value_for_the_model():
 def test_a_wrong_value_gives_one_line_that_names_the_key_and_the_way_out(key, value, words):
     text = message(changed(key, value))
     assert "\n" not in text
+    assert len(text) < 500
     assert [word for word in ["params.yaml: ", *words] if word not in text] == []
 
 
@@ -134,6 +179,93 @@ def test_a_file_that_is_no_text_gives_one_line_that_names_it(tmp_path):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=re.escape(str(path))):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("[\n " * 3000, "nested too deeply"),
+        ("2001-99-99", "month"),
+        ("!!int abc", "invalid literal"),
+        ("!!float abc", "could not convert"),
+        ("!!bool maybe", "maybe"),
+        ("9" * 5000, "digits"),
+        ("0x" + "f" * 6000, "a number of 24000 bits"),
+        ("!!python/object/apply:os.system [echo]", "line 5: could not determine a constructor"),
+        ("777\nseed: 3", "line 6: found duplicate key"),
+        ("&a [[[[*a]]]]", "seed: [[["),
+        ("1:20:30", "seed: '1:20:30' must be a whole number"),
+    ],
+)
+def test_what_yaml_cannot_read_gives_one_line(tmp_path, value, words):
+    path = tmp_path / "params.yaml"
+    path.write_text(SHIPPED.read_text().replace("seed: 777", f"seed: {value}"))
+    with pytest.raises(UserError, match=re.escape(words)) as caught:
+        load(path)
+    assert len(str(caught.value).removeprefix(str(path))) < 500
+    assert "\n" not in str(caught.value)
+
+
+def test_aliases_of_aliases_are_quoted_in_a_few_words(tmp_path):
+    levels = ["a: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    levels += [f"{'b' * i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+    anchors = "".join(f"    {level}\n" for level in levels)
+    path = tmp_path / "params.yaml"
+    path.write_text(SHIPPED.read_text().replace("mixtures:\n", f"mixtures:\n  m:\n{anchors}"))
+    with pytest.raises(UserError, match=r"mixtures\.m\.a: ") as caught:
+        load(path)
+    assert len(str(caught.value).removeprefix(str(path))) < 300
+
+
+@pytest.mark.parametrize("value", ["0777", "0o17", "0x1F", "1_000", "+5", "yes", "1:20:30", "1e3", "7\nseed: 8"])
+def test_our_loader_reads_what_dvc_reads(tmp_path, value):
+    """PyYAML reads YAML 1.1, where 0777 is 511 and 1:20:30 is 4830."""
+    path = tmp_path / "params.yaml"
+    path.write_text(SHIPPED.read_text().replace("seed: 777", f"seed: {value}"))
+
+    def seed(read):
+        try:
+            return read()
+        except Exception:
+            return None
+
+    by_dvc = seed(lambda: parse_yaml(path.read_text(), path)["seed"])
+    assert seed(lambda: load(path).seed) == (by_dvc if isinstance(by_dvc, int) else None)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "large"])
+def test_only_a_regular_file_of_a_sane_size_is_read(tmp_path, kind):
+    path = tmp_path / "params.yaml"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.write_text("#" * 100_000)
+    with pytest.raises(UserError, match=re.escape(str(path)) + (".*64 kB" if kind == "large" else ".*regular file")):
+        load(path)
+
+
+def test_a_file_in_another_encoding_is_refused_with_the_one_to_use(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(SHIPPED.read_text().replace("piano", "clav\xe9").encode("latin-1"))
+    with pytest.raises(UserError, match="is not UTF-8 text"):
+        load(path)
+    path.write_bytes(SHIPPED.read_text().replace("piano", "clav\xe9").encode("utf-8-sig"))
+    assert load(path).prompts.instruments == ["clav\xe9"]
+
+
+@pytest.mark.parametrize(("clips", "trajectories", "words"), [(2, 64, "set it to 3 or more"), (3, 20, "set it to 24")])
+def test_prompts_without_clips_are_refused_with_the_numbers_that_would_do(clips, trajectories, words):
+    content = changed("prompts.instruments", ["piano", "flute", "violin"])
+    content["evaluation"]["clips_per_emotion"] = clips
+    content["ddpo"]["trajectories_per_round"] = trajectories
+    assert words in message(content)
+    content["evaluation"]["clips_per_emotion"], content["ddpo"]["trajectories_per_round"] = 3, 24
+    params = parse(content)
+    assert len({p.text for p in evaluation_prompts(params)}) == 12
 
 
 def test_a_missing_file_says_where_to_run(tmp_path):
@@ -178,3 +310,12 @@ def test_params_cannot_be_changed_afterwards():
 )
 def test_trained_steps_count_from_the_noisiest(timesteps, expected):
     assert parse(changed("ddpo.timesteps", timesteps)).trained_steps == expected
+
+
+def test_generated_params_end_in_a_clear_error_or_in_the_right_result(tmp_path):
+    """A small part of what benchmarks/fuzz.py tries."""
+    result = tmp_path / "fuzz.json"
+    options = ("--cases", "30", "--seed", "1", "--out", str(result))
+    done = run(PROJECT, sys.executable, "benchmarks/fuzz.py", *options, env=ONE_THREAD)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(json.loads(result.read_text())["ended"]) <= {"accepted", "refused by the loader", "refused by a stage"}

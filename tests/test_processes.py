@@ -69,7 +69,7 @@ def test_two_processes_train_the_adapter_that_one_does(by_two, stages):
 
 
 def test_a_process_may_have_no_clip_of_a_minibatch(stages):
-    alone = SPLIT | {"ddpo__trajectories_per_round": 4, "ddpo__rounds": 1}
+    alone = SPLIT | {"ddpo__trajectories_per_round": 4, "ddpo__rounds": 1, "prompts__emotions": ["happy", "sad"]}
     adapters = []
     for count in (1, 2):
         set_params(stages, **alone)

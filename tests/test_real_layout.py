@@ -14,7 +14,7 @@ from music_ddpo.core import audio
 def test_the_same_study_runs_on_the_real_models_layout(hub, published, tmp_path):
     """The hub is used for `fetch` only: after it the network is not needed any more."""
     project = copy_of_project(tmp_path / "project")
-    tiny = {"duration": 3, "steps": 2, "ddpo__rounds": 1, "ddpo__trajectories_per_round": 4, "rewards": ["both"]}
+    tiny = {"duration": 3, "steps": 2, "ddpo__rounds": 1, "ddpo__trajectories_per_round": 8, "rewards": ["both"]}
     set_params(project, model="audioldm2-music", weights=weight_settings(published).model_dump(), **tiny)
     environment = hub.environment(tmp_path / "home")
     assert succeed(project, "dvc", "repro", "fetch", env=environment).count("Licence: ") == 3

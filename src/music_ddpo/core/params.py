@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from string import Formatter
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from music_ddpo.core.errors import did_you_mean
-from music_ddpo.core.prompts import fill, quadrant_of
+from music_ddpo.core.errors import did_you_mean, quoted
+from music_ddpo.core.prompts import check_template, quadrant_of
+from music_ddpo.core.texts import FileInside, FilledText, HubId, Name, Text, is_hub_id, path_of
 
 SHIPPED = ("mini",)  # the models that are part of the repository
 PUBLISHED = ("audioldm2", "audioldm2-music", "audioldm2-large")  # the models that are on the hub
@@ -34,22 +34,22 @@ def _number_or(word: str, kind: type, **bounds: float) -> BeforeValidator:
         if value == word:
             return value
         if isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool):
-            inside = bounds.get("least", -math.inf) <= value <= bounds.get("most", math.inf)
-            if math.isfinite(value) and inside and value > bounds.get("above", -math.inf):
+            least, most = bounds.get("least", -math.inf), bounds.get("most", math.inf)
+            if least <= value <= most and bounds.get("above", -math.inf) < value < math.inf:
                 return value
-        limits = "".join(
-            f" {words} {bounds[key]:g}"
-            for key, words in (("above", "greater than"), ("least", "of at least"), ("most", "of at most"))
-            if key in bounds and bounds[key] < 2**62
-        )
+        known = (("above", "greater than"), ("least", "at least"), ("most", "at most"))
+        limits = ", ".join(f"{words} {bounds[key]:g}" for key, words in known if bounds.get(key, 2**62) < 2**62)
         name = "whole number" if kind is int else "number"
-        raise ValueError(f"must be a {name}{limits}, or {word!r}")
+        raise ValueError(f"must be a {name}{f' ({limits})' if limits else ''}, or {word!r}")
 
     return BeforeValidator(check)
 
 
-Positive = Annotated[int, Field(gt=0)]
-PositiveOrAuto = Annotated[Any, _number_or("auto", int, least=1)]
+# The upper bounds are far beyond sensible values: what exceeds them is a slip that would end in an overflow, or take
+# all memory.
+Positive = Annotated[int, Field(gt=0, le=100_000)]
+Limit = Annotated[float, Field(gt=0, le=1e9)]  # of something that is clipped; 1e9 clips nothing
+PositiveOrAuto = Annotated[Any, _number_or("auto", int, least=1, most=100_000)]
 
 
 class Group(BaseModel):
@@ -61,11 +61,11 @@ class Group(BaseModel):
 class AutoParams(Group):
     """What `auto` stands for: one value for each model that is named, and one for all others (`otherwise`)."""
 
-    guidance_scale: dict[str, Annotated[float, Field(ge=1)]]
+    guidance_scale: dict[str, Annotated[float, Field(ge=1, le=100)]]
     rounds: dict[str, Positive]
     trajectories_per_round: dict[str, Positive]
     timesteps: dict[str, str]
-    learning_rate: dict[str, Annotated[float, Field(gt=0)]]
+    learning_rate: dict[str, Annotated[float, Field(gt=0, le=1)]]
 
     @field_validator("*")
     @classmethod
@@ -79,24 +79,10 @@ class AutoParams(Group):
 class PromptParams(Group):
     """The group `prompts`."""
 
-    template: str
-    negative: str
+    template: Annotated[Text, AfterValidator(check_template)]
+    negative: Text
     emotions: list[str] = Field(min_length=1)
-    instruments: list[str] = Field(min_length=1)
-
-    @field_validator("template")
-    @classmethod
-    def names_both(cls, template: str) -> str:
-        """The template has both words and no other field."""
-        try:
-            fields = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
-            if fields <= {"emotion", "instrument", "article"}:
-                fill(template, "happy", "piano")
-        except (ValueError, LookupError) as error:
-            raise ValueError(f"is not a template: {error}") from None
-        if not {"emotion", "instrument"} <= fields <= {"emotion", "instrument", "article"}:
-            raise ValueError("must contain {emotion} and {instrument}, may contain {article}, and no other braces")
-        return template
+    instruments: list[Name] = Field(min_length=1)
 
     @field_validator("emotions")
     @classmethod
@@ -122,19 +108,19 @@ class DDPOParams(Group):
     trajectories_per_round: PositiveOrAuto
     updates_per_round: Positive
     timesteps: str
-    learning_rate: Annotated[Any, _number_or("auto", float, above=0)]
+    learning_rate: Annotated[Any, _number_or("auto", float, above=0, most=1)]
     adam_betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(min_length=2, max_length=2)
-    weight_decay: float = Field(ge=0)
-    clip_range: float = Field(gt=0)
-    advantage_clip: float = Field(gt=0)
+    weight_decay: float = Field(ge=0, le=100)
+    clip_range: Limit
+    advantage_clip: Limit
     advantage_window: Positive
-    max_gradient_norm: float = Field(gt=0)
+    max_gradient_norm: Limit
 
     @field_validator("timesteps")
     @classmethod
     def timesteps_known(cls, timesteps: str) -> str:
         """The choice of steps can be parsed."""
-        if not re.fullmatch(r"auto|all|(first|last) ([1-9]\d*|[1-9]\d?%)", timesteps):
+        if not re.fullmatch(r"auto|all|(first|last) ([1-9][0-9]{0,3}|[1-9][0-9]?%)", timesteps):
             raise ValueError(
                 'must be "auto", "all", "first N" or "last N", where N is a number of steps or a percentage'
             )
@@ -154,18 +140,18 @@ class DDPOParams(Group):
 class LoRAParams(Group):
     """The group `lora`."""
 
-    rank: Positive
-    alpha: float = Field(gt=0)
+    rank: int = Field(ge=1, le=1024)
+    alpha: float = Field(gt=0, le=10_000)
     targets: Literal["cross", "all"]
 
 
 class EvaluationParams(Group):
     """The group `evaluation`."""
 
-    clips_per_emotion: int = Field(ge=2)  # an interval needs two
+    clips_per_emotion: int = Field(ge=2, le=1000)  # an interval needs two
     eta: float = Field(ge=0, le=1)
     confidence: float = Field(gt=0, lt=1)
-    bootstrap: int = Field(ge=100)
+    bootstrap: int = Field(ge=100, le=100_000)
 
 
 class EmopiaParams(Group):
@@ -177,35 +163,43 @@ class EmopiaParams(Group):
 class ClapWeights(Group):
     """The group `weights.clap`."""
 
-    repo: str
-    file: str
+    repo: HubId
+    file: FileInside
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     architecture: Literal["HTSAT-tiny", "HTSAT-base", "HTSAT-large"]
-    text_model: str
+    text_model: HubId
 
 
 class PreferenceWeights(Group):
     """The group `weights.preference`."""
 
-    repo: str = Field(min_length=1)
-    file: str = Field(min_length=1)
+    repo: FilledText
+    file: FileInside
     git_object: str = Field(pattern=r"^[0-9a-f]{40}$")
 
 
 class WeightParams(Group):
     """The group `weights`."""
 
-    revision: str = Field(min_length=1)
+    revision: FilledText
     clap: ClapWeights
-    emopia: str = Field(min_length=1)
+    emopia: FilledText
     preference: PreferenceWeights
+
+    @field_validator("emopia")
+    @classmethod
+    def emopia_can_exist(cls, emopia: str) -> str:
+        """The system can look for the path; whether it is there, only `fetch` has to know."""
+        if path_of(emopia) is None:
+            raise ValueError("must be auto, or the path of a zip or a folder that this system can read")
+        return emopia
 
 
 class ComputeParams(Group):
     """The group `compute`."""
 
     device: str
-    processes: int = Field(ge=1)
+    processes: int = Field(ge=1, le=64)
     precision: Literal["auto", "float32", "bfloat16"]
     batch: PositiveOrAuto
     decode_batch: PositiveOrAuto
@@ -214,7 +208,7 @@ class ComputeParams(Group):
     @classmethod
     def device_known(cls, device: str) -> str:
         """The device has a name that torch knows."""
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", device):
             raise ValueError("must be auto, cpu, mps, cuda or cuda:N")
         return device
 
@@ -222,13 +216,13 @@ class ComputeParams(Group):
 class Params(Group):
     """The content of params.yaml. `auto` values that depend on the model are already replaced."""
 
-    model: str
+    model: Text
     seed: Annotated[Any, _number_or("random", int, least=0, most=2**63 - 1)]
     duration: float = Field(gt=0, le=300)
     steps: int = Field(ge=1, le=1000)
-    guidance_scale: Annotated[Any, _number_or("auto", float, least=1)]
+    guidance_scale: Annotated[Any, _number_or("auto", float, least=1, most=100)]
     rewards: list[str] = Field(min_length=1)
-    mixtures: dict[str, dict[str, Annotated[float, Field(gt=0)]]]
+    mixtures: dict[str, dict[str, Annotated[float, Field(ge=1e-6, le=1e6)]]]
     judges: list[str] = Field(min_length=1)
     reward_form: Literal["value", "margin", "label"]
     prompts: PromptParams
@@ -245,9 +239,10 @@ class Params(Group):
     def model_known(cls, model: str) -> str:
         """The model is a known name, a hub id or a folder."""
         known = (*SHIPPED, *PUBLISHED)
-        if model not in known and "/" not in model and not Path(model).is_dir():
+        path = path_of(model)
+        if model not in known and not is_hub_id(model) and not (path and path.is_dir()):
             raise ValueError(
-                f"is not a known model ({', '.join(known)}), a hub id (owner/name) or a folder"
+                f"is not a known model ({', '.join(known)}), a hub id (owner/name) or an existing folder"
                 + did_you_mean(model, known)
             )
         return model
@@ -260,7 +255,7 @@ class Params(Group):
         for judge in judges:
             if judge not in known:
                 raise ValueError(
-                    f"contains {judge!r}, and src/music_ddpo/rewards/ has no {judge}.py (it has {', '.join(known)})"
+                    f"contains {quoted(judge)}, which is not in src/music_ddpo/rewards/ (known: {', '.join(known)})"
                     + did_you_mean(judge, known)
                 )
         return _distinct(judges)
@@ -269,8 +264,8 @@ class Params(Group):
     def rewards_are_judged(self) -> Params:
         """Each reward is judged, or is a mixture of judged ones."""
         for name, mix in self.mixtures.items():
-            if not name.isidentifier() or name in {*known_rewards(), *TAKEN}:
-                raise ValueError(f"mixtures: {name!r} must be a word that is not in use yet")
+            if not name.isidentifier() or len(name) > 50 or name in {*known_rewards(), *TAKEN}:
+                raise ValueError(f"mixtures: {quoted(name)} must be a word that is not in use yet")
             if not mix:
                 raise ValueError(f"mixtures.{name}: must have at least one reward with its weight")
             known = self.judges if name in self.rewards else known_rewards()
@@ -285,7 +280,7 @@ class Params(Group):
         for name in names:
             if name not in known:
                 hint = "; add it to `judges`" if name in known_rewards() else did_you_mean(name, known)
-                raise ValueError(f"{key}: {name!r} is not among {', '.join(known)}{hint}")
+                raise ValueError(f"{key}: {quoted(name)} is not among {', '.join(known)}{hint}")
             if name == "held_out":
                 raise ValueError(f"{key}: 'held_out' judges only; no adapter may be trained with it")
 
@@ -294,6 +289,24 @@ class Params(Group):
         """There are as many steps as are to be trained."""
         if self.ddpo.timesteps != "auto" and len(self.trained_steps) > self.steps:
             raise ValueError(f"ddpo.timesteps: {self.ddpo.timesteps!r} is more than steps, which is {self.steps}")
+        return self
+
+    @model_validator(mode="after")
+    def prompts_have_clips(self) -> Params:
+        """Each prompt gets clips in the evaluation, and two or more in a round: a single one has no advantage."""
+        emotions, instruments = len(self.prompts.emotions), len(self.prompts.instruments)
+        clips, trajectories = self.evaluation.clips_per_emotion, self.ddpo.trajectories_per_round
+        if clips < instruments:
+            raise ValueError(
+                f"evaluation.clips_per_emotion: {clips} leave some of the {instruments} instruments without a clip; "
+                f"set it to {instruments} or more"
+            )
+        if isinstance(trajectories, int) and trajectories < 2 * emotions * instruments:
+            raise ValueError(
+                f"ddpo.trajectories_per_round: {trajectories} are fewer than two for each of the "
+                f"{emotions * instruments} prompts ({emotions} emotions, {instruments} instruments); set it to "
+                f"{2 * emotions * instruments} or more, or use fewer prompts"
+            )
         return self
 
     @property
@@ -318,5 +331,5 @@ class Params(Group):
 def _distinct(words: list[str], key: str = "") -> list[str]:
     twice = sorted({w for w in words if words.count(w) > 1})
     if twice:
-        raise ValueError(f"{key}must not contain {twice[0]!r} twice")
+        raise ValueError(f"{key}must not contain {quoted(twice[0])} twice")
     return words

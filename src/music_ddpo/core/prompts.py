@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from string import Formatter
 
-from music_ddpo.core.errors import UserError
+from music_ddpo.core.errors import UserError, quoted
 
 QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
 
@@ -50,8 +51,24 @@ def quadrant_of(emotion: str) -> str:
     """The quadrant "Q1" to "Q4" of an emotion; `UserError` for an unknown word."""
     if emotion not in QUADRANT_OF_EMOTION:
         known = "; ".join(f"{q}: {', '.join(words)}" for q, words in EMOTIONS_OF_QUADRANT.items())
-        raise UserError(f"prompts.emotions: no quadrant is known for {emotion!r}. Known emotions are {known}.")
+        raise UserError(f"prompts.emotions: no quadrant is known for {quoted(emotion)}. Known emotions are {known}.")
     return QUADRANT_OF_EMOTION[emotion]
+
+
+def check_template(template: str) -> str:
+    """The template, if `fill` can fill it in; `ValueError` if not.
+
+    It has both words and no other field. A field has no format: `{emotion:>9999999999}` would take all memory.
+    """
+    try:
+        fields = [field for field in Formatter().parse(template) if field[1] is not None]
+    except ValueError as error:
+        raise ValueError(f"is not a template: {error}") from None
+    names = {name for _, name, _, _ in fields}
+    formatted = any(form or conversion for _, _, form, conversion in fields)
+    if formatted or not {"emotion", "instrument"} <= names <= {"emotion", "instrument", "article"}:
+        raise ValueError("must contain {emotion} and {instrument}, may contain {article}, and no other braces")
+    return template
 
 
 def fill(template: str, emotion: str, instrument: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import click
 from huggingface_hub import constants
 
-from music_ddpo.core.errors import UserError
+from music_ddpo.core.errors import UserError, quoted
 from music_ddpo.core.files import write_json
 from music_ddpo.core.params_file import load
 from music_ddpo.machine import signals
@@ -46,6 +46,11 @@ def _command(function: Callable[..., None], in_parallel: bool) -> click.Command:
         constants.HF_HUB_OFFLINE |= name != "fetch"  # the only stage that may need the hub
         try:
             params = load()
+            reward = arguments.get("reward", params.rewards[0])
+            if reward not in params.rewards:
+                raise UserError(
+                    f"{quoted(reward)} is not among `rewards` ({', '.join(params.rewards)}) in params.yaml."
+                )
             if in_parallel:
                 from music_ddpo.machine import launch, processes  # late, because they import torch
 

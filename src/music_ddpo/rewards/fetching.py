@@ -30,21 +30,26 @@ def fetch(params: Params, target: Path) -> dict[str, str]:
     UserError
         If a part is missing, damaged or altered, or cannot be downloaded.
     """
+    model = params.model
+    source: Path | str = HUB.get(model, model)
+    if model not in SHIPPED:
+        folder = Path(model).expanduser()
+        source = folder if folder.is_dir() else source
+        pipelines.check(source, params.weights.revision)
     remove(target / "rewards")
     needed = [need for name in params.judges for need in reward_class(name).needs]
     came = {name: fetch_reward(name, target, params) for name in dict.fromkeys([*needed, *params.judges])}
     for name, parts in params.mixtures.items():
         if set(parts) <= set(params.judges):
             write_mixture(name, parts, target)
-    model = params.model
     reference: dict = {}
     if model in SHIPPED:
         revision = shipped.copy(SHIPPED[model], "pipeline", target / "pipeline")
         reference = shipped.read_reference(SHIPPED[model])
     else:
-        folder, model = Path(model).expanduser(), HUB.get(model, model)
         with whole(target / "pipeline") as partial:
-            revision = pipelines.take(folder if folder.is_dir() else model, params.weights.revision, partial)
+            revision = pipelines.take(source, params.weights.revision, partial)
+        model = HUB.get(model, model)
         print("Licence:", TERMS.get(model, f"{model}: see its publication for its terms."))
     write_json(target / "reference.json", reference)
     write_json(target / "manifest.json", checksums(target / "pipeline"))

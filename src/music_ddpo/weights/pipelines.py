@@ -62,6 +62,12 @@ def take(model: Path | str, revision: str, target: Path) -> str:
     return found
 
 
+def check(model: Path | str, revision: str) -> None:
+    """`UserError` if a hub id or a folder is not AudioLDM 2, before anything but its index is downloaded."""
+    source = model if isinstance(model, Path) else hub.snapshot(model, revision, [INDEX])
+    _read_index(source, str(model))
+
+
 def _download(repo: str, revision: str) -> tuple[Path, str]:
     parts = (*MODELS, *OTHERS)
     patterns = [INDEX, *(f"{part}/*.{end}" for part in parts for end in (*SMALL, "safetensors"))]
