@@ -44,7 +44,11 @@ class LaionEncoder(Encoder):
         return self.module.get_text_embedding([text], use_tensor=True)[0]
 
     def audio(self, pieces: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The embeddings of pieces of audio, float32 [pieces, dimensions]."""
+        """The embeddings of pieces of audio, float32 [pieces, dimensions].
+
+        One by one: in a batch of any size a piece's embedding has other bits (by up to 1e-7 on a CPU), so a clip's
+        score would depend on its batch. On a CPU a batch is not faster either.
+        """
         embeddings = [self.module.get_audio_embedding_from_data([piece.numpy()]) for piece in pieces]
         return torch.cat([torch.from_numpy(e) for e in embeddings])
 
