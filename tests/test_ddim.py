@@ -1,5 +1,8 @@
 """The reverse step as a Gaussian: it is the stock scheduler's, and its log-density is torch's."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -7,22 +10,15 @@ from diffusers import DDIMScheduler
 from music_ddpo.core.errors import UserError
 from music_ddpo.model.ddim import log_probability, make_schedule, mean_and_std
 
-# Of cvssp/audioldm2-music, scheduler/scheduler_config.json.
-AUDIOLDM2 = {
-    "num_train_timesteps": 1000,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.0015,
-    "beta_end": 0.0195,
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
+AUDIOLDM2 = json.loads(
+    (Path(__file__).parent / "real_layout" / "cvssp+audioldm2" / "scheduler" / "scheduler_config.json").read_text()
+)
 PAPER_STEPS = (9, 16, 19, 38, 200)
 SHAPE = (2, 3, 4, 5)
 
 
 def stock(**changes) -> DDIMScheduler:
-    return DDIMScheduler(**AUDIOLDM2 | changes)
+    return DDIMScheduler.from_config(AUDIOLDM2 | changes)
 
 
 def draw(count: int, seed: int = 0) -> list[torch.Tensor]:

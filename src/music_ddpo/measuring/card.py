@@ -146,7 +146,7 @@ def _loading(base: str, revision: str | None) -> list[str]:
         *imports,
         "from transformers import GPT2LMHeadModel",
         "",
-        "# the hub's configs name GPT2Model, which can no longer generate, and float64 for CLAP, whose weights are float32",
+        "# the hub's configs say GPT2Model, which can no longer generate, and float64, which the weights are not",
         f'base, revision = "{base}", "{revision}"',
         'language_model = GPT2LMHeadModel.from_pretrained(base, subfolder="language_model", revision=revision)',
         "pipe = AudioLDM2Pipeline.from_pretrained(",
