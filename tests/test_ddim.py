@@ -1,5 +1,8 @@
 """The reverse step as a Gaussian: it is the stock scheduler's, and its log-density is torch's."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -7,22 +10,15 @@ from diffusers import DDIMScheduler
 from music_ddpo.core.errors import UserError
 from music_ddpo.model.ddim import log_probability, make_schedule, mean_and_std
 
-# Of cvssp/audioldm2-music, scheduler/scheduler_config.json.
-AUDIOLDM2 = {
-    "num_train_timesteps": 1000,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.0015,
-    "beta_end": 0.0195,
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
+AUDIOLDM2 = json.loads(
+    (Path(__file__).parent / "real_layout" / "cvssp+audioldm2" / "scheduler" / "scheduler_config.json").read_text()
+)
 PAPER_STEPS = (9, 16, 19, 38, 200)
 SHAPE = (2, 3, 4, 5)
 
 
 def stock(**changes) -> DDIMScheduler:
-    return DDIMScheduler(**AUDIOLDM2 | changes)
+    return DDIMScheduler.from_config(AUDIOLDM2 | changes)
 
 
 def draw(count: int, seed: int = 0) -> list[torch.Tensor]:
@@ -110,10 +106,26 @@ def test_a_given_scheduler_is_left_as_it_was():
     assert torch.equal(scheduler.timesteps, before)
 
 
+@pytest.mark.parametrize("setting", [{"steps_offset": 0}, {"steps_offset": 0, "set_alpha_to_one": True}])
+def test_a_deterministic_last_step_is_refused_only_where_it_would_be_trained(setting):
+    schedule = make_schedule(stock(**setting), 19, 1.0)
+    latents, noise = draw(2)
+    mean, std = mean_and_std(schedule, 18, latents, noise)
+    assert mean.isfinite().all()
+    assert std == 0
+    schedule.check_trainable(range(18))
+    for trained in (range(19), range(18, 19)):
+        with pytest.raises(UserError, match=r"^scheduler/scheduler_config\.json: with it step 19 of 19 .*'first 18'"):
+            schedule.check_trainable(trained)
+    make_schedule(stock(), 19, 1.0).check_trainable(range(19))
+
+
 def test_more_steps_than_the_scheduler_has_are_refused():
     make_schedule(stock(), 999, 1.0)
-    with pytest.raises(UserError, match=r"^steps: 1000 is too many.*use 999"):
+    with pytest.raises(UserError, match=r"^steps: 1000 is too many.*at most 999"):
         make_schedule(stock(), 1000, 1.0)
+    with pytest.raises(UserError, match=r"^steps: 19 is too many.*at most 9"):
+        make_schedule(stock(num_train_timesteps=10), 19, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from helpers.project import CPU, LORA, PROJECT, run, small
+from helpers.standins import build, real_config
 from music_ddpo.core.randomness import random_generator
 from music_ddpo.model import adapter
 from music_ddpo.model.policy import Policy
@@ -97,6 +98,20 @@ def report_of(*dtypes: str) -> dict:
     assert report["unchanged"]
     assert report["float32 adapter"]
     return report
+
+
+def test_the_full_size_models_are_those_of_the_hub():
+    sys.path.append(str(PROJECT / "benchmarks"))
+    from full_size import full_size
+
+    generator = full_size(torch.device("meta"))
+    for part in ("unet", "vae", "vocoder"):
+        with torch.device("meta"):
+            real = build(part, real_config(f"{part}/config.json"))
+        shapes = {key: x.shape for key, x in getattr(generator, part).state_dict().items()}
+        assert shapes == {key: x.shape for key, x in real.state_dict().items()}
+    scheduler = real_config("scheduler/scheduler_config.json")
+    assert {key: generator.scheduler.config[key] for key in scheduler if key[0] != "_"}.items() <= scheduler.items()
 
 
 def test_the_full_size_models_train_on_a_cpu_within_8_gb():

@@ -8,6 +8,7 @@ from copy import deepcopy
 import pandas as pd
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from helpers.project import execution, prompts_of, small
 from music_ddpo.core.errors import UserError
@@ -53,6 +54,15 @@ def test_every_ratio_is_exactly_one_while_the_weights_stay(models, tmp_path):
     assert not any(b.any() for b in weights[1::2])
     assert [(r.ratio_error, r.clip_fraction, r.kl) for r in rounds] == [(0.0, 0.0, 0.0)] * 2
     assert all(r.gradient_norm > 0 for r in rounds)
+
+
+def test_a_deterministic_step_is_refused_only_if_it_would_be_trained(models, tmp_path):
+    generator = deepcopy(models[0])
+    generator.scheduler = DDIMScheduler.from_config(generator.scheduler.config, steps_offset=0)
+    with pytest.raises(UserError, match=r"scheduler_config\.json: with it step 4 of 4"):
+        train((generator, models[1]), tmp_path)
+    _, rounds = train((generator, models[1]), tmp_path, ddpo__timesteps="first 3", ddpo__rounds=1)
+    assert rounds[0].gradient_norm > 0
 
 
 def test_the_ratio_starts_at_exactly_one_in_every_round(three_rounds):

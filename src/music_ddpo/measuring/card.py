@@ -152,13 +152,16 @@ def _loading(base: str, revision: str | None) -> list[str]:
             'pipe = AudioLDM2Pipeline.from_pretrained("models/pipeline")  # written by stage `fetch`',
         ]
     return [
+        "import torch",
         *imports,
         "from transformers import GPT2LMHeadModel",
         "",
-        "# the hub saves it as GPT2Model, which can no longer generate",
+        "# the hub's configs say GPT2Model, which can no longer generate, and float64, which the weights are not",
         f'base, revision = "{base}", "{revision}"',
         'language_model = GPT2LMHeadModel.from_pretrained(base, subfolder="language_model", revision=revision)',
-        "pipe = AudioLDM2Pipeline.from_pretrained(base, language_model=language_model, revision=revision)",
+        "pipe = AudioLDM2Pipeline.from_pretrained(",
+        "    base, language_model=language_model, revision=revision, torch_dtype=torch.float32",
+        ")",
     ]
 
 

@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from diffusers import AudioLDM2Pipeline, DDIMScheduler
-from diffusers.utils import logging as diffusers_logging
 from torch import nn
-from transformers.utils import logging as transformers_logging
 
 from music_ddpo.core.errors import UserError, in_one_line
+from music_ddpo.model.loading import MODELS, load_model
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,11 @@ class Generator:
     ----------
     pipeline
         A stock pipeline. Its modules are frozen; `unet` may later get an adapter.
-    device, dtype
-        Of the UNet and the decoder.
+    device
+        Of the UNet, the VAE and the vocoder; of the text encoders only while they encode.
+    dtype
+        Of the UNet. Everything else is float32: a vocoder in bfloat16 adds noise that changes the similarity of a clip
+        by up to 0.2.
     """
 
     def __init__(self, pipeline: AudioLDM2Pipeline, device: torch.device, dtype: torch.dtype = torch.float32):
@@ -58,8 +60,8 @@ class Generator:
             if isinstance(module, nn.Module):
                 module.requires_grad_(False).eval()
         self.unet: Any = pipeline.unet.to(device, dtype)
-        self.vae = pipeline.vae.to(device, dtype)
-        self.vocoder = pipeline.vocoder.to(device, dtype)
+        self.vae = pipeline.vae.to(device, torch.float32)
+        self.vocoder = pipeline.vocoder.to(device, torch.float32)
         self.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
 
     @classmethod
@@ -74,9 +76,10 @@ class Generator:
         folder = Path(folder)
         if not (folder / "model_index.json").is_file():
             raise UserError(f"{folder}: contains no pipeline (no model_index.json); run `dvc repro fetch`.")
-        quieten()
         try:
-            return cls(AudioLDM2Pipeline.from_pretrained(folder, local_files_only=True), device, dtype)
+            models = {name: load_model(kind, folder / name) for name, kind in MODELS.items()}
+            pipeline = AudioLDM2Pipeline.from_pretrained(folder, local_files_only=True, **models)
+            return cls(pipeline, device, dtype)
         except Exception as error:  # safetensors, transformers and diffusers each raise their own
             raise UserError(
                 f"{folder}: could not be loaded ({in_one_line(error)}); a file is missing, truncated or altered: "
@@ -186,17 +189,9 @@ class Generator:
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, duration: float) -> torch.Tensor:
         """Decodes x_0 to waveforms float32 [batch, samples] on the CPU, cut to `duration` seconds."""
-        scaled = latents.to(self.device, self.dtype) / self.vae.config.scaling_factor
-        mel = self.vae.decode(scaled).sample
-        waveforms = self.vocoder(mel.squeeze(1)).float().cpu()
+        mel = self.vae.decode(latents.to(self.device, torch.float32) / self.vae.config.scaling_factor).sample
+        waveforms = self.vocoder(mel.squeeze(1)).cpu()
         return waveforms[:, : int(duration * self.sample_rate)]
-
-
-def quieten() -> None:
-    """Switches off the libraries' progress bars for loading and their notes on casting."""
-    for logging in (diffusers_logging, transformers_logging):
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
 
 
 def _pad(x: torch.Tensor, tokens: int) -> torch.Tensor:

@@ -37,6 +37,16 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.timesteps)
 
+    def check_trainable(self, steps: range) -> None:
+        """`UserError` if one of `steps` is deterministic: it has no log-probability. Sampling with it is possible."""
+        for step in steps:
+            if self.std[step] == 0:
+                raise UserError(
+                    f"scheduler/scheduler_config.json: with it step {step + 1} of {len(self)} (timestep "
+                    f"{self.timesteps[step]}) has a standard deviation of 0, so no log-probability, and cannot be "
+                    f"trained; set ddpo.timesteps to 'first {int((self.std > 0).sum())}' or fewer."
+                )
+
 
 def make_schedule(scheduler: DDIMScheduler, steps: int, eta: float) -> Schedule:
     """The schedule of a stock scheduler for `steps` denoising steps.
@@ -62,11 +72,13 @@ def make_schedule(scheduler: DDIMScheduler, steps: int, eta: float) -> Schedule:
             f"thresholding; found {config.prediction_type!r}, {config.clip_sample} and {config.thresholding}."
         )
     fresh = DDIMScheduler.from_config(config)
-    fresh.set_timesteps(steps)
+    most = config.num_train_timesteps
+    if steps <= most:
+        fresh.set_timesteps(steps)
     timesteps = fresh.timesteps.long()
-    if timesteps.max() >= config.num_train_timesteps:
-        raise UserError(f"steps: {steps} is too many for this model's scheduler; use {config.num_train_timesteps - 1}.")
-    previous = timesteps - config.num_train_timesteps // steps
+    if steps > most or timesteps.max() >= most:
+        raise UserError(f"steps: {steps} is too many for this model's scheduler; use at most {most - 1}.")
+    previous = timesteps - most // steps
     products = fresh.alphas_cumprod.double()
     alpha = products[timesteps]
     alpha_prev = torch.where(previous >= 0, products[previous.clamp(min=0)], fresh.final_alpha_cumprod.double())

@@ -45,13 +45,14 @@ def prepare(
     Raises
     ------
     UserError
-        If memory is not enough for a single clip.
+        If a step that is to be trained is deterministic, or memory is not enough for a single clip.
     """
     parameters = adapter.add(generator, params.lora, seed)
     policy = Policy(
         generator, [p.text for p in prompts], params.prompts.negative, params.steps, params.duration,
         params.guidance_scale,
     )  # fmt: skip
+    policy.schedule.check_trainable(params.trained_steps)
 
     def step(clips: int) -> None:
         """One forward and one backward pass, like those of an update."""

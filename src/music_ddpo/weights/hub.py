@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,9 @@ from music_ddpo.weights.sources import KNOWN
 
 # Plain HTTP downloads, whose failures the tests cover, instead of the library's Xet extension.
 constants.HF_HUB_DISABLE_XET = True
+
+# The library logs URLs, and the one in HF_ENDPOINT may contain a password.
+logging.getLogger("huggingface_hub.utils._http").addFilter(lambda record: _without_password(record))
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token with read access, and run again"
 
@@ -80,7 +84,7 @@ def _explained(repo: str, revision: str, name: str = "") -> Iterator[None]:
     try:
         yield
     except GatedRepoError:
-        url = f"{constants.ENDPOINT}/{repo}"
+        url = _shown(f"{constants.ENDPOINT}/{repo}")
         raise UserError(
             f"{repo}: its owners require that you accept their terms; do so at {url}, then {LOG_IN}."
         ) from None
@@ -93,6 +97,10 @@ def _explained(repo: str, revision: str, name: str = "") -> Iterator[None]:
         raise UserError(
             f"{repo!r} is neither an existing folder nor a hub id ({error}); correct params.yaml."
         ) from None
+    except ValueError as error:
+        if not name:
+            raise
+        raise UserError(f"weights.clap.file: {in_one_line(error, 120)} Correct params.yaml.") from None
     except RevisionNotFoundError:
         raise UserError(
             f"weights.revision: {repo} has no revision {revision!r}; give a branch, a tag or a full commit hash."
@@ -122,8 +130,18 @@ def _explained(repo: str, revision: str, name: str = "") -> Iterator[None]:
 
 
 def _unreachable(repo: str, error: Exception) -> str:
-    reason = in_one_line(error, 200)
+    reason = _shown(in_one_line(error, 200))
     return (
-        f"{repo}: could not be downloaded from {constants.ENDPOINT} ({reason}); check the network and run again: "
-        "files that are complete are kept."
+        f"{repo}: could not be downloaded from {_shown(constants.ENDPOINT)} ({reason}); check the network and run "
+        "again: files that are complete are kept."
     )
+
+
+def _shown(text: str) -> str:
+    """A text without the user names and passwords in its URLs."""
+    return re.sub(r"//[^/\s]*@", "//", text)
+
+
+def _without_password(record: logging.LogRecord) -> bool:
+    record.msg, record.args = _shown(record.getMessage()), ()
+    return True

@@ -8,35 +8,25 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from diffusers import AudioLDM2ProjectionModel, AudioLDM2UNet2DConditionModel, AutoencoderKL
 from tqdm import tqdm
-from transformers import ClapModel, GPT2LMHeadModel, SpeechT5HifiGan, T5EncoderModel
 
 from music_ddpo.core.errors import UserError, in_one_line
 from music_ddpo.core.files import write_json
-from music_ddpo.model.audioldm2 import quieten
+from music_ddpo.model.loading import MODELS, load_model
 from music_ddpo.weights import hub
 
 INDEX = "model_index.json"
-MODELS = {
-    "text_encoder": ClapModel,
-    "text_encoder_2": T5EncoderModel,
-    "projection_model": AudioLDM2ProjectionModel,
-    "language_model": GPT2LMHeadModel,  # saved as GPT2Model on the hub, a class that can no longer generate
-    "unet": AudioLDM2UNet2DConditionModel,
-    "vae": AutoencoderKL,
-    "vocoder": SpeechT5HifiGan,
-}
 OTHERS = ("feature_extractor", "scheduler", "tokenizer", "tokenizer_2")
 SMALL = ("json", "txt", "model")  # configs and tokenizers
-VARIANTS = ("*.fp16.*", "*.bf16.*", "*.non_ema.*")
+VARIANTS = ("*.fp16[.-]*", "*.bf16[.-]*", "*.non_ema[.-]*")
 
 
 def take(model: Path | str, revision: str, target: Path) -> str:
     """Puts the pipeline of a hub id or a folder into `target`, which must not exist; returns its revision.
 
-    Other weight formats are converted to safetensors. Every part is loaded once, so that weights that do not match are
-    found here and not in a later stage.
+    Other weight formats are converted to safetensors, and each config of transformers is made to say float32, because
+    stock libraries load what it says. Every part is loaded once, so that weights that do not match are found here and
+    not in a later stage.
 
     Returns
     -------
@@ -50,7 +40,6 @@ def take(model: Path | str, revision: str, target: Path) -> str:
     source, found = (model, "local") if isinstance(model, Path) else _download(model, revision)
     index = _read_index(source, str(model))
     target.mkdir(parents=True)
-    quieten()
     for name in OTHERS:
         _require(source / name, str(model))
         _copy_small(source / name, target / name)
@@ -101,43 +90,29 @@ def _require(folder: Path, model: str) -> None:
 def _copy_small(source: Path, target: Path) -> None:
     target.mkdir()
     for path in source.iterdir():
-        if path.suffix[1:] in SMALL:
+        if path.suffix[1:] in SMALL and not path.name.endswith(".bin.index.json"):
             shutil.copyfile(path, target / path.name)
 
 
 def _take_model(source: Path, target: Path, kind: Any) -> None:
     weights = [p for p in source.glob("*.safetensors") if not any(p.match(v) for v in VARIANTS)]
-    module = _load(source, kind)
-    if weights:
-        del module
-        _copy_small(source, target)
-        for path in weights:
-            _link(path.resolve(), target / path.name)
-    else:
-        module.save_pretrained(target)
-
-
-def _load(folder: Path, kind: Any) -> Any:
-    """A model of a pipeline; `UserError` if weights are missing, damaged, or do not fit the config."""
     try:
-        module, report = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        model = load_model(kind, source)
     except Exception as error:  # safetensors, pickle, transformers and diffusers each raise their own
         raise UserError(
-            f"{folder}: {kind.__name__} could not be loaded ({in_one_line(error)}); the weights are missing, damaged, "
+            f"{source}: {kind.__name__} could not be loaded ({in_one_line(error)}); the weights are missing, damaged, "
             "do not match config.json, or contain more than weights; nothing in them was executed. Download them again."
         ) from error
-    # Buffers that older versions saved may be unexpected; weights may not.
-    wrong = {
-        "missing": report["missing_keys"],
-        "unexpected": [k for k in report["unexpected_keys"] if k.endswith("weight")],
-    }
-    for what, keys in wrong.items():
-        if keys:
-            raise UserError(
-                f"{folder}: the weights do not match config.json: {len(keys)} are {what}, for example {min(keys)!r}; "
-                "download them again."
-            )
-    return module
+    if not weights:
+        model.save_pretrained(target)
+        return
+    _copy_small(source, target)
+    for path in weights:
+        _link(path.resolve(), target / path.name)
+    config = json.loads((target / "config.json").read_text())
+    if "model_type" in config:  # of transformers, which takes the type of the weights from it
+        config.pop("dtype", None)
+        write_json(target / "config.json", config | {"torch_dtype": "float32"})
 
 
 def _link(source: Path, target: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 from transformers import ClapFeatureExtractor, ClapModel, RobertaTokenizer
-from transformers.utils import logging
 
+from music_ddpo.model.loading import load_model
 from music_ddpo.rewards.clap.encoder import Encoder
 
 
@@ -16,8 +16,7 @@ class TransformersEncoder(Encoder):
     """A `ClapModel` with the tokenizer and the feature extractor beside it, each from a folder."""
 
     def __init__(self, model: Path, extractor: Path, tokenizer: Path, device: torch.device):
-        logging.disable_progress_bar()
-        self.model = ClapModel.from_pretrained(model, local_files_only=True).to(device).eval().requires_grad_(False)
+        self.model = load_model(ClapModel, model).to(device).eval().requires_grad_(False)
         self.extractor = ClapFeatureExtractor.from_pretrained(extractor, local_files_only=True)
         self.tokenizer = RobertaTokenizer.from_pretrained(tokenizer, local_files_only=True)
         self.device = device

@@ -44,7 +44,11 @@ class LaionEncoder(Encoder):
         return self.module.get_text_embedding([text], use_tensor=True)[0]
 
     def audio(self, pieces: Sequence[torch.Tensor], quantised: bool = True) -> torch.Tensor:
-        """The embeddings of pieces of audio, float32 [pieces, dimensions]; laion-clap quantises arrays, not tensors."""
+        """The embeddings of pieces of audio, float32 [pieces, dimensions]; laion-clap quantises arrays, not tensors.
+
+        One by one: in a batch of any size a piece's embedding has other bits (by up to 1e-7 on a CPU), so a clip's
+        score would depend on its batch. On a CPU a batch is not faster either.
+        """
         embed = self.module.get_audio_embedding_from_data
         if quantised:
             return torch.cat([torch.from_numpy(embed([piece.numpy()])) for piece in pieces])
