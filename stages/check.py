@@ -15,7 +15,7 @@ def check(params: Params) -> None:
     """Writes metrics/params.txt, always the same text: no stage is run again for it."""
     if params.model in SHIPPED:
         recorded = {name for scores in read_reference(SHIPPED[params.model]).values() for name in scores}
-        for name in set(params.prompts.instruments) - recorded:
+        for name in sorted(set(params.prompts.instruments) - recorded):
             warnings.warn(
                 f"prompts.instruments: {params.model} was never trained on {name!r}, so its clips will not sound like "
                 f"it; {params.model} knows {', '.join(sorted(recorded))}.",
