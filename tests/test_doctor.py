@@ -15,7 +15,7 @@ import yaml
 from click.testing import CliRunner, Result
 from huggingface_hub import constants
 
-from helpers.project import CPU, MINI, execution, load_generator, params_with, prompts_of, small, succeed
+from helpers.project import CPU, MINI, execution, load_generator, params_with, prompts_of, small
 from music_ddpo.cli import main
 from music_ddpo.core import audio
 from music_ddpo.core.errors import UserError
@@ -376,7 +376,7 @@ def test_a_ratio_that_is_not_exactly_1_is_seen(error, state, exact, policy, path
         ("clap", "similarity", [0.02, 0.06] * 8, None, False, LOOK),
         ("emopia", "accuracy", [1.0] + 3 * [0.0], None, False, OK),
         ("emopia", "accuracy", [1.0] * 16, None, False, LOOK),
-        ("emopia", "accuracy", [1.0] * 2, None, False, OK),  # two clips say little
+        ("emopia", "accuracy", [1.0, 0.0], None, False, OK),  # two clips say little
         ("held_out", "similarity", [0.9] * 16, None, False, OK),  # not in the paper
         ("emopia", "accuracy", [1.0] * 16, None, True, OK),
         ("emopia", "accuracy", [1.0] * 16, 0.95, True, OK),
@@ -394,9 +394,9 @@ def test_scores_far_from_the_papers_are_looked_at(name, headline, values, earlie
 
 def test_loudness_is_the_level_of_a_tone():
     time = torch.arange(16_000) / 16_000
-    tones = torch.tensor([[1.0], [0.5], [0.01]]) * torch.sin(2 * torch.pi * 400 * time)
+    tones = torch.tensor([[0.9], [0.5], [0.01]]) * torch.sin(2 * torch.pi * 400 * time)
     level = rising.Loudness().score(tones, 16_000, prompts_of(PARAMS)[:3]).value
-    torch.testing.assert_close(level, torch.tensor([-3.01, -9.03, -43.01]), atol=0.01, rtol=0)
+    torch.testing.assert_close(level, torch.tensor([-3.93, -9.03, -43.01]), atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize(("rise", "state"), [(0.5, OK), (0.1, BROKEN), (-0.5, BROKEN), (float("nan"), BROKEN)])
@@ -470,7 +470,7 @@ def test_the_needs_of_each_stage_are_counted_by_hand():
     generate = costs.Need(pytest.approx(12 + 20 * 1.7), 100 + 50, 20 * 7)
     judge = costs.Need(pytest.approx(8 + (1 + 20 * 0.2) + (2 + 20 * 0.4)), 125)
     assert found == {
-        "fetch": costs.Need(None, 100, 1000),
+        "fetch": costs.Need(None, 0, 1000),
         "baseline": generate,
         "score": judge,
         "train@clap": costs.Need(pytest.approx(12 + 1 + train + 8 * 0.2), 100 + 20 + 30 + 40 + 5, 36),
@@ -530,8 +530,3 @@ def test_the_estimate_of_a_training_changes_neither_weights_nor_random_numbers(p
     assert line.endswith(" GB of memory")
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(p, x) and p.grad is None for p, x in zip(run.parameters, before, strict=True))
-
-
-def test_train_prints_the_estimate_first(stages):
-    printed = succeed(stages, "python", "stages/train.py", "emopia").splitlines()
-    assert printed[0].startswith("train emopia: 2 rounds of 8 clips will take about ")

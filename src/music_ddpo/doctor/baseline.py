@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from music_ddpo.core.files import read_json
 from music_ddpo.core.params import SHIPPED, Params
+from music_ddpo.core.prompts import Prompt
 from music_ddpo.core.randomness import random_generator
 from music_ddpo.doctor.report import LOOK, OK, Check, Row
 from music_ddpo.machine.batches import Execution, portions
@@ -25,13 +26,20 @@ FAR = 0.15  # further outside the paper's range than this, and than two standard
 
 
 def scores(
-    params: Params, policy: Policy, judges: Mapping[str, Reward], seed: int, execution: Execution, metrics: Path
-) -> Check[None]:
-    """One row for each judge. The shipped model is compared with the run before, if there was one."""
+    params: Params, policy: Policy, prompts: Sequence[Prompt], judges: Mapping[str, Reward], seed: int,
+    execution: Execution, metrics: Path,
+) -> Check[None]:  # fmt: skip
+    """One row for each judge. The shipped model is compared with the last run, if there was one.
+
+    Parameters
+    ----------
+    prompts
+        Those of the policy.
+    metrics
+        The file with the estimates of the last run; it need not exist.
+    """
     asked = evaluation_prompts(params)[:CLIPS]
-    texts = [p.text for p in evaluation_prompts(params)]
-    numbers = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    prompt = {i: numbers[p.text] for i, p in enumerate(asked)}
+    prompt = {i: prompts.index(p) for i, p in enumerate(asked)}
     noise = {i: random_generator(seed, "evaluate", 0, i) for i in prompt}
     with tqdm(total=len(asked) * params.steps, unit="step", desc="baseline clips", leave=False) as bar:
         waveforms = torch.stack(render(policy, list(prompt), prompt, noise, execution, bar))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 
@@ -112,7 +112,7 @@ def stages(params: Params, costs: Costs, processes: int = 1) -> dict[str, Need]:
         costs.start + sum(judge.load + own * judge.one for judge in judges),
         costs.base + max((judge.peak for judge in judges), default=0),
     )
-    needs = {"fetch": Need(None, costs.base, costs.weights), "baseline": generate, "score": judge}
+    needs = {"fetch": Need(None, 0, costs.weights), "baseline": generate, "score": judge}
     for reward in params.rewards:
         parts = [costs.judges[part] for part in params.mixtures.get(reward, [reward])]
         one = sum(part.one for part in parts)
@@ -158,43 +158,54 @@ def measure_judges(
 
 
 def rows(params: Params, costs: Costs, execution: Execution) -> Check[None]:
-    """One row for each stage, and one for the whole."""
-    processes = params.compute.processes if execution.device.type == "cuda" else 1  # on a CPU they share the cores
-    needs = stages(params, costs, processes)
+    """One row for each stage that takes more than seconds, and one for the whole."""
+    processes, on_cpu = params.compute.processes, execution.device.type == "cpu"
+    # On a CPU processes share the cores, each with its own copy of everything; otherwise each has its own GPU.
+    needs = stages(params, costs, 1 if on_cpu else processes)
+    if on_cpu:
+        needs = {stage: replace(need, memory=need.memory * processes) for stage, need in needs.items()}
     most = total_memory(execution.device)
     for stage, need in needs.items():
-        numbers = {"seconds": need.seconds, "memory_bytes": need.memory, "disk_bytes": need.disk}
-        text = f"{_time(need, params):<12} {need.memory / 1e9:5.1f} GB of memory"
-        text += f"  {_bytes(need.disk)} on disk" if need.disk else ""
+        text = _text(need, params)
         if need.memory > most:
             advice = "use a smaller compute.batch or compute.decode_batch, a shorter duration, or a larger machine"
-            yield Row(stage, BROKEN, f"{text}; this machine has {most / 1e9:.1f} GB", advice, numbers)
+            yield Row(stage, BROKEN, f"{text}; this machine has {_bytes(most)}", advice, _numbers(need))
         else:
-            yield Row(stage, OK, text, numbers=numbers)
-    yield _total(params, needs)
+            yield Row(stage, OK, text, numbers=_numbers(need))
+    yield _total(needs, params)
 
 
-def _total(params: Params, needs: Mapping[str, Need]) -> Row:
-    total = sum(need.seconds or 0.0 for need in needs.values())
-    memory = max(need.memory for need in needs.values())
-    disk = sum(need.disk for need in needs.values()) * (1 if cache_links() else 2)
+def _total(needs: Mapping[str, Need], params: Params) -> Row:
+    """The sum over the stages, and whether the disk has room for it."""
+    total = Need(
+        sum(need.seconds or 0.0 for need in needs.values()),
+        max(need.memory for need in needs.values()),
+        sum(need.disk for need in needs.values()) * (1 if cache_links() else 2),
+    )
     there = sum(bytes_in(Path(name)) for name in ("models", "clips"))
     free = min(free_disk().values())
-    text = f"about {estimate.duration(total)}, {memory / 1e9:.1f} GB of memory, {_bytes(disk)} on disk" + (
-        "" if params.model in SHIPPED else "; the download of the weights is not counted"
-    )
-    numbers: dict[str, float | None] = {"seconds": total, "memory_bytes": memory, "disk_bytes": disk}
-    if disk - there > free:
-        return Row("dvc repro", BROKEN, text, f"only {_bytes(free)} are free: free some, or move the folder", numbers)
-    if disk - there > 0.9 * free:
-        return Row("dvc repro", LOOK, text, f"only {_bytes(free)} are free", numbers)
-    return Row("dvc repro", OK, text, numbers=numbers)
+    text = f"about {_text(total, params)}; seed, table and card take seconds"
+    if params.model not in SHIPPED:
+        text += "; the download is not counted"
+    if total.disk - there > free:
+        advice = "free some disk, or move the project and DVC's cache (`dvc cache dir`)"
+        return Row("dvc repro", BROKEN, f"{text}; {_bytes(free)} are free", advice, _numbers(total))
+    if total.disk - there > 0.9 * free:
+        return Row("dvc repro", LOOK, f"{text}; {_bytes(free)} are free", "free some disk", _numbers(total))
+    return Row("dvc repro", OK, text, numbers=_numbers(total))
 
 
-def _time(need: Need, params: Params) -> str:
+def _numbers(need: Need) -> dict[str, float | None]:
+    return {"seconds": need.seconds, "memory_bytes": need.memory, "disk_bytes": need.disk}
+
+
+def _text(need: Need, params: Params) -> str:
     if need.seconds is not None:
-        return estimate.duration(need.seconds)
-    return "seconds" if params.model in SHIPPED else "a download"
+        time = estimate.duration(need.seconds)
+    else:
+        time = "seconds" if params.model in SHIPPED else "a download"
+    memory = f", {_bytes(need.memory)} of memory" if need.memory else ""
+    return time + memory + (f", {_bytes(need.disk)} on disk" if need.disk else "")
 
 
 def _bytes(size: float) -> str:

@@ -87,8 +87,8 @@ def _use(
         some = trained[:: max(1, len(trained) // 3)][:3]
         report.run("conditions", update.conditions(policy, paths, some))
         measured.exact = report.run("ratio", update.ratio(policy, paths, some, params.ddpo)) is not False
-    earlier = Path("metrics/accuracy.json")
-    report.run("baseline", baseline.scores(params, policy, judges, ready.seed, execution, earlier))
+    last_run = Path("metrics/accuracy.json")
+    report.run("baseline", baseline.scores(params, policy, ready.prompts, judges, ready.seed, execution, last_run))
     missing = {part for r in params.rewards for part in params.mixtures.get(r, [r])} - set(judges)
     if missing:
         report.add(Row("dvc repro", LOOK, f"not estimated without {', '.join(sorted(missing))}"))

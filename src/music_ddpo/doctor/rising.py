@@ -23,6 +23,7 @@ from music_ddpo.training.progress import Progress
 
 ROUNDS, TRAJECTORIES, UPDATES = 4, 32, 4
 PROMPTS = 4  # at most, so that each has several trajectories
+LEAST_RATE = 3e-3  # sixteen updates with a smaller learning rate would hardly move a real model
 CLIPS = 16  # of which the same are heard before and after
 ERRORS = 3.0  # standard errors that the reward must rise by
 
@@ -49,7 +50,7 @@ class Loudness(Reward):
 def rises(
     policy: Policy, run: Run, prompts: Sequence[Prompt], params: Params, seed: int, execution: Execution, folder: Path
 ) -> Check[None]:
-    """Trains the adapter of `run` with the easy reward, with this study's settings in small rounds.
+    """Trains the adapter of `run` with the easy reward: this study's settings, in small rounds of few prompts.
 
     Clips from the same noise are compared before and after, so that few are enough.
 
@@ -61,6 +62,9 @@ def rises(
     small = params.ddpo.model_copy(
         update={"rounds": ROUNDS, "trajectories_per_round": TRAJECTORIES, "updates_per_round": UPDATES}
     )
+    rate = max(LEAST_RATE, params.ddpo.learning_rate)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
     params, prompts = params.model_copy(update={"ddpo": small, "reward_form": "value"}), prompts[:PROMPTS]
     progress = Progress("easy reward", ROUNDS, TRAJECTORIES * (params.steps + 1 + len(params.trained_steps)))
     easy = Run(run.parameters, run.optimizer, {}, folder / "easy.pt", folder / "easy.csv", progress)
@@ -68,14 +72,17 @@ def rises(
     loop.train(policy, Loudness(), prompts, params, seed, execution, easy)
     change = _levels(policy, prompts, seed, execution) - before
     rise, error = change.mean().item(), change.std().item() / math.sqrt(len(change))
-    text = f"after {ROUNDS} rounds the loudness of {CLIPS} clips has changed by {rise:+.2f} ± {error:.2f} dB"
+    text = (
+        f"{ROUNDS} rounds of {TRAJECTORIES} with a learning rate of {rate:g} have changed the loudness of {CLIPS} "
+        f"clips by {rise:+.2f} ± {error:.2f} dB"
+    )
     numbers: dict[str, float | None] = {"rise": rise, "standard_error": error}
     if rise > ERRORS * error:
         yield Row("training", OK, text, numbers=numbers)
     else:
         advice = (
-            "a training with this study's settings does not raise even this reward: try a larger ddpo.learning_rate or "
-            "ddpo.clip_range, or all timesteps, before you spend a day"
+            "if even this reward does not rise, none will: see whether most actions are clipped (ddpo.clip_range) and "
+            "whether ddpo.timesteps, lora.rank and compute.precision are as in params.yaml's defaults"
         )
         yield Row("training", BROKEN, text, advice, numbers)
 

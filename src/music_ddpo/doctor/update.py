@@ -19,7 +19,7 @@ from music_ddpo.model.audioldm2 import Conditioning
 from music_ddpo.model.policy import Policy, Trajectories
 from music_ddpo.training.ddpo import update
 
-SHARE = 0.01  # log-probabilities may differ by this share of what wrong conditions change
+SHARE = 0.1  # log-probabilities may differ by this share of what wrong conditions change
 ROUNDING = 1e-3  # a ratio that differs from 1 by more than this is not rounding
 
 
