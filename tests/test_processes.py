@@ -85,7 +85,7 @@ def test_two_processes_write_once(by_two):
     said = (by_two / "said").read_text()
     assert messages(said) == []
     assert said.count("round 1/2: reward") == 1
-    assert (by_two / "out").read_text().count(" rounds of 24 clips will take about ") == 1
+    assert (by_two / "out").read_text().count(" rounds of 12 clips will take about ") == 1
     assert leftovers(by_two) == []
     assert read(by_two / "metrics" / "cost" / "train-emopia.json")["seconds"] > 0
 
