@@ -140,16 +140,18 @@ def test_a_wrong_params_yaml_is_a_broken_line(tmp_path, monkeypatch):
 # The report
 
 
-def test_a_check_that_fails_is_a_broken_row_and_the_next_one_runs():
+def test_a_check_that_fails_is_a_broken_row_and_the_next_one_runs(monkeypatch, capsys):
     def failing(error):
         yield Row("first", OK, "fine")
         raise error
 
     def warning():
         warnings.warn("doubtful", stacklevel=1)
+        warnings.warn_explicit("deprecated soon", UserWarning, "/elsewhere/library.py", 1)
         yield Row("second", OK, "fine")
         return 7
 
+    monkeypatch.setattr("music_ddpo.doctor.report.PACKAGE", Path(__file__).parent)
     rows = []
     report = Report(rows.append)
     assert report.run("a", failing(UserError("steps: is wrong; mend it."))) is None
@@ -162,6 +164,7 @@ def test_a_check_that_fails_is_a_broken_row_and_the_next_one_runs():
         ("second", OK, "fine"), ("c", LOOK, "doubtful"),
     ]  # fmt: skip
     assert report.broken
+    assert "Warning: deprecated soon" in capsys.readouterr().err
 
 
 def test_a_row_fits_into_the_terminal():

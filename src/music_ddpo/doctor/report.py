@@ -8,6 +8,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -16,7 +17,9 @@ from music_ddpo.core.errors import UserError, in_one_line
 
 OK, LOOK, BROKEN = "ok", "look", "broken"  # LOOK: possible, but doubtful or incomplete
 COLOURS = {OK: "green", LOOK: "yellow", BROKEN: "red"}
-WIDTH, CHECK, STATE = 120, 20, 8  # columns of the table, and of its first two parts
+WIDTH, CHECK, STATE = 120, 24, 8  # columns of the table, and of its first two parts
+
+PACKAGE = Path(__file__).parents[1]
 
 T = TypeVar("T")
 Check = Generator["Row", None, T]  # yields rows, and returns what later checks need
@@ -71,11 +74,12 @@ class Report:
         self.show(row)
 
     def run(self, name: str, check: Check[T]) -> T | None:
-        """Runs a check; returns what it returns, or None if it failed. Its warnings become rows to look at."""
+        """Runs a check; returns what it returns, or None if it failed. Warnings of this package become rows."""
         result: T | None = None
         if sys.stderr.isatty():
             click.echo(f"checking {name}".ljust(WIDTH - 1) + "\r", err=True, nl=False)  # the row is written over it
         with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("ignore")
             warnings.simplefilter("default", UserWarning)
             try:
                 while True:
@@ -86,8 +90,11 @@ class Report:
                 self.add(Row(name, BROKEN, str(error)))
             except Exception as error:  # the other checks are still worth running
                 self.add(Row(name, BROKEN, f"{type(error).__name__}: {in_one_line(error)}"))
-        for message in dict.fromkeys(str(w.message) for w in told if issubclass(w.category, UserWarning)):
-            self.add(Row(name, LOOK, message))
+        for message, ours in {str(w.message): Path(w.filename).is_relative_to(PACKAGE) for w in told}.items():
+            if ours:
+                self.add(Row(name, LOOK, message))
+            else:  # of a library, like in a stage
+                click.echo(f"Warning: {message}", err=True)
         return result
 
     @property
