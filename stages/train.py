@@ -13,7 +13,7 @@ from music_ddpo.machine.stage import parallel_stage
 from music_ddpo.model import adapter
 from music_ddpo.model.audioldm2 import Generator
 from music_ddpo.rewards.finding import check_form, load_reward
-from music_ddpo.training import loop, record, setup
+from music_ddpo.training import estimate, loop, record, setup
 from music_ddpo.weights.manifests import check_duration, read_manifest
 
 MODELS = Path("models")
@@ -35,6 +35,10 @@ def train(params: Params, reward: str) -> None:
     policy, run = setup.prepare(
         generator, reward, prompts, params, read_seed(), execution, checkpoint, curve, weights
     )  # fmt: skip
+    if run.rounds_done < params.ddpo.rounds:
+        expected = estimate.announcement(policy, judge, prompts, params, execution, run.rounds_done)
+        if processes.is_main():
+            click.echo(expected)
     loop.train(policy, judge, prompts, params, read_seed(), execution, run)
     signals.ignore()  # from here on only files are written
     processes.gather([None])  # all processes have come here

@@ -92,7 +92,7 @@ def test_no_stage_depends_on_how_it_is_executed():
         assert not [dep for dep in stage.get("do", stage)["deps"] if "machine" in dep], name
 
 
-LAYERS = ["core", "machine", "model", "weights", "rewards", "training", "measuring"]
+LAYERS = ["core", "machine", "model", "weights", "rewards", "training", "measuring", "doctor"]
 
 
 def test_a_file_imports_only_from_its_own_layer_and_earlier_ones():

@@ -31,12 +31,13 @@ TRAIN = ("stages/train.py", "emopia")
 
 @pytest.fixture(scope="module")
 def by_two(fetched: Path, tmp_path_factory) -> Path:
-    """A project in which two processes have trained, and what they printed in the file `said`; read only."""
+    """A project in which two processes have trained, and what they said in the files `said` and `out`; read only."""
     folder = copy_for_stages(fetched, tmp_path_factory.mktemp("by_two") / "project")
     set_params(folder, **SPLIT, compute__processes=2)
     done = run(folder, "python", *TRAIN, env=ONE_THREAD)
     assert done.returncode == 0, done.stderr
     (folder / "said").write_text(done.stderr)
+    (folder / "out").write_text(done.stdout)
     return folder
 
 
@@ -84,6 +85,7 @@ def test_two_processes_write_once(by_two):
     said = (by_two / "said").read_text()
     assert messages(said) == []
     assert said.count("round 1/2: reward") == 1
+    assert (by_two / "out").read_text().count(" rounds of 12 clips will take about ") == 1
     assert leftovers(by_two) == []
     assert read(by_two / "metrics" / "cost" / "train-emopia.json")["seconds"] > 0
 

@@ -1,9 +1,12 @@
-"""The command `music-ddpo`: clips from prompts, and the explanation of params.yaml."""
+"""The command `music-ddpo`: clips from prompts, a check before a training, the explanation of params.yaml."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +106,29 @@ def generate(
         generation.generate(clips, prompts, seed, model, adapter, compare, settings)
     except UserError as error:
         raise click.ClickException(str(error)) from error
+
+
+@main.command()
+@click.option("--train", is_flag=True, help="Also train with an easy reward, which must rise; takes minutes.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def doctor(train: bool, as_json: bool) -> None:
+    """Checks this machine and the fetched models, and estimates what `dvc repro` will take.
+
+    Each line is ok, look (possible, but doubtful) or broken, with what to do. The exit code is 1 if a line is broken.
+    Run it in the project's folder, after `dvc repro fetch`. It changes nothing there.
+    """
+    from huggingface_hub import constants
+
+    constants.HF_HUB_OFFLINE = True
+    from music_ddpo.doctor.examination import examine  # late: it imports torch and diffusers
+    from music_ddpo.doctor.report import Report
+
+    report = Report(lambda row: None if as_json else click.echo(row.text()))
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():  # libraries print
+        examine(report, train)
+    if as_json:
+        click.echo(json.dumps(report.content(), indent=2, allow_nan=False))
+    sys.exit(report.broken)
 
 
 @main.command()
