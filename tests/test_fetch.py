@@ -255,9 +255,8 @@ def test_an_unknown_revision_is_named(hub, tmp_path, target):
     fails(tmp_path, target, "weights.revision", "'v9'", MUSIC, revision="v9")
 
 
-@pytest.mark.parametrize("name", ["none.pt", "../none.pt", "/none.pt"])
-def test_a_file_that_a_repository_does_not_hold_is_named(hub, tmp_path, target, name):
-    fails(tmp_path, target, f"'{name}'", "params.yaml", rewards=["clap"], clap__file=name)
+def test_a_file_that_a_repository_does_not_hold_is_named(hub, tmp_path, target):
+    fails(tmp_path, target, "'none.pt'", "params.yaml", rewards=["clap"], clap__file="none.pt")
 
 
 @pytest.mark.parametrize("fault", ["private", "gated"])
