@@ -174,6 +174,46 @@ def leave_early() -> None:
         processes.add_gradients = lambda parameters: os._exit(7)
 
 
+WAITS = """
+import os, socket, time
+from datetime import timedelta
+import psutil, torch
+from music_ddpo.core.files import write_json
+from music_ddpo.machine import processes
+from music_ddpo.machine.stage import parallel_stage
+
+processes.SLOW = timedelta(seconds=float(os.environ["LIMIT"]))
+
+@parallel_stage
+def waits(params):
+    connections = [c for c in psutil.Process().net_connections("tcp") if c.status == "ESTABLISHED"]
+    probed = []
+    for connection in connections:
+        options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_USER_TIMEOUT)
+        first, next, last = (socket.socket(fileno=os.dup(connection.fd)).getsockopt(6, option) for option in options)
+        probed.append([first, next, last // 1000])
+    write_json(f"{processes.rank()}.json", probed)
+    time.sleep(3 * processes.rank())
+    processes.gather([None])
+
+waits()
+"""
+
+
+@pytest.mark.parametrize(("limit", "code"), [("60", 0), ("1", 1)])
+def test_a_slow_process_is_waited_for_as_long_as_its_machine_answers(tmp_path, limit, code):
+    (tmp_path / "waits.py").write_text(WAITS)
+    (tmp_path / "metrics" / "cost").mkdir(parents=True)
+    set_params(tmp_path, compute__processes=2)
+    done = run(tmp_path, "python", "waits.py", env={"LIMIT": limit})
+    assert done.returncode == code, done.stderr
+    assert code == ("process 1 of 2 lost the connection" in done.stderr)
+    for rank in (0, 1):
+        probed = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert probed
+        assert all(seconds == [20, 10, 60] for seconds in probed)
+
+
 @pytest.mark.parametrize("device", ["mps", "cuda:0"])
 def test_processes_that_would_share_one_device_are_refused(device):
     with pytest.raises(UserError, match=rf"^compute\.processes: 2 .*{device}"):
