@@ -15,7 +15,17 @@ import psutil
 import pytest
 import torch
 
-from helpers.project import ONE_THREAD, copy_for_stages, leftovers, messages, run, same_bits, set_params, trained
+from helpers.project import (
+    ONE_THREAD,
+    apart,
+    copy_for_stages,
+    leftovers,
+    messages,
+    run,
+    same_bits,
+    set_params,
+    trained,
+)  # fmt: skip
 from helpers.ranks import run_stage
 from music_ddpo.core import audio
 from music_ddpo.core.errors import UserError
@@ -55,9 +65,9 @@ def test_two_processes_train_the_adapter_that_one_does(by_two, stages):
 
     ours, theirs = trained(stages), trained(by_two)
     assert max(b.abs().max() for key, b in ours.items() if "lora_B" in key) > RATE
-    apart = torch.cat([(ours[key] - theirs[key]).abs().flatten() for key in ours])
-    assert apart.median() < 1e-4 * RATE
-    assert apart.max() < 0.1 * RATE  # one sign that differs in AdamW's first step would be 2 * RATE
+    difference = apart(ours, theirs)
+    assert difference.median() < 1e-4 * RATE
+    assert difference.max() < 0.1 * RATE  # one sign that differs in AdamW's first step would be 2 * RATE
     one, two = (pd.read_csv(folder / "plots" / "train" / "emopia.csv") for folder in (stages, by_two))
     pd.testing.assert_frame_equal(one, two, rtol=0, atol=1e-5)  # rewards are written with 6 places
     one, two = (read(folder / "metrics" / "train" / "emopia.json") for folder in (stages, by_two))
@@ -76,8 +86,7 @@ def test_a_process_may_have_no_clip_of_a_minibatch(stages):
         succeed(stages, "train", "emopia", count=count)
         adapters.append(trained(stages))
         assert read(stages / "metrics" / "train" / "emopia.json")["ratio_error_at_first_update"] == 0
-    apart = torch.cat([(adapters[0][key] - adapters[1][key]).abs().flatten() for key in adapters[0]])
-    assert apart.median() < 1e-4 * RATE
+    assert apart(*adapters).median() < 1e-4 * RATE
 
 
 def test_two_processes_write_once(by_two):
