@@ -1,11 +1,11 @@
-# `make repro` runs the study, `make test` the tests, `make lint` the checks of style and types, `make bench` the
-# measurements, `make mini` remakes the embedded models, `make experiments` lists experiments on one screen. All set up
-# .venv first.
+# `make repro` runs the study, `make test` the tests, `make test-cluster` those with Slurm and two hosts (as root; what a
+# machine cannot try is skipped), `make lint` the checks of style and types, `make bench` the measurements, `make mini`
+# remakes the embedded models, `make experiments` lists experiments on one screen. All set up .venv first.
 
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro test lint bench mini experiments clean
+.PHONY: repro test test-cluster lint bench mini experiments clean
 
 repro: $(VENV)/ready
 	dvc repro
@@ -14,6 +14,9 @@ repro: $(VENV)/ready
 
 test: $(VENV)/ready
 	pytest
+
+test-cluster: $(VENV)/ready
+	pytest -n 0 -q -rs -s --no-header -o faulthandler_timeout=0 tests/cluster/slurm.py tests/cluster/two_hosts.py
 
 lint: $(VENV)/ready
 	ruff check .

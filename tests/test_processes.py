@@ -15,7 +15,17 @@ import psutil
 import pytest
 import torch
 
-from helpers.project import ONE_THREAD, copy_for_stages, leftovers, messages, run, same_bits, set_params, trained
+from helpers.project import (
+    ONE_THREAD,
+    apart,
+    copy_for_stages,
+    leftovers,
+    messages,
+    run,
+    same_bits,
+    set_params,
+    trained,
+)  # fmt: skip
 from helpers.ranks import run_stage
 from music_ddpo.core import audio
 from music_ddpo.core.errors import UserError
@@ -56,9 +66,9 @@ def test_two_processes_train_the_adapter_that_one_does(by_two, stages):
 
     ours, theirs = trained(stages), trained(by_two)
     assert max(b.abs().max() for key, b in ours.items() if "lora_B" in key) > RATE
-    apart = torch.cat([(ours[key] - theirs[key]).abs().flatten() for key in ours])
-    assert apart.median() < 1e-4 * RATE
-    assert apart.max() < 0.1 * RATE  # one sign that differs in AdamW's first step would be 2 * RATE
+    difference = apart(ours, theirs)
+    assert difference.median() < 1e-4 * RATE
+    assert difference.max() < 0.1 * RATE  # one sign that differs in AdamW's first step would be 2 * RATE
     one, two = (pd.read_csv(folder / "plots" / "train" / "emopia.csv") for folder in (stages, by_two))
     pd.testing.assert_frame_equal(one, two, rtol=0, atol=1e-5)  # rewards are written with 6 places
     one, two = (read(folder / "metrics" / "train" / "emopia.json") for folder in (stages, by_two))
@@ -77,8 +87,7 @@ def test_a_process_may_have_no_clip_of_a_minibatch(stages):
         succeed(stages, "train", "emopia", count=count)
         adapters.append(trained(stages))
         assert read(stages / "metrics" / "train" / "emopia.json")["ratio_error_at_first_update"] == 0
-    apart = torch.cat([(adapters[0][key] - adapters[1][key]).abs().flatten() for key in adapters[0]])
-    assert apart.median() < 1e-4 * RATE
+    assert apart(*adapters).median() < 1e-4 * RATE
 
 
 def test_two_processes_write_once(by_two):
@@ -174,6 +183,46 @@ def leave_early() -> None:
     """Process 1 ends where it would add up the gradients."""
     if os.environ["RANK"] == "1":
         processes.add_gradients = lambda parameters: os._exit(7)
+
+
+WAITS = """
+import os, socket, time
+from datetime import timedelta
+import psutil, torch
+from music_ddpo.core.files import write_json
+from music_ddpo.machine import processes
+from music_ddpo.machine.stage import parallel_stage
+
+processes.SLOW = timedelta(seconds=float(os.environ["LIMIT"]))
+
+@parallel_stage
+def waits(params):
+    connections = [c for c in psutil.Process().net_connections("tcp") if c.status == "ESTABLISHED"]
+    probed = []
+    for connection in connections:
+        options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_USER_TIMEOUT)
+        first, next, last = (socket.socket(fileno=os.dup(connection.fd)).getsockopt(6, option) for option in options)
+        probed.append([first, next, last // 1000])
+    write_json(f"{processes.rank()}.json", probed)
+    time.sleep(3 * processes.rank())
+    processes.gather([None])
+
+waits()
+"""
+
+
+@pytest.mark.parametrize(("limit", "code"), [("60", 0), ("1", 1)])
+def test_a_slow_process_is_waited_for_as_long_as_its_machine_answers(tmp_path, limit, code):
+    (tmp_path / "waits.py").write_text(WAITS)
+    (tmp_path / "metrics" / "cost").mkdir(parents=True)
+    set_params(tmp_path, compute__processes=2)
+    done = run(tmp_path, "python", "waits.py", env={"LIMIT": limit})
+    assert done.returncode == code, done.stderr
+    assert code == ("process 1 of 2 lost the connection" in done.stderr)
+    for rank in (0, 1):
+        probed = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert probed
+        assert all(seconds == [20, 10, 60] for seconds in probed)
 
 
 @pytest.mark.parametrize("device", ["mps", "cuda:0"])

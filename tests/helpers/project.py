@@ -163,6 +163,11 @@ def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
+def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> torch.Tensor:
+    """How far each weight of one adapter is from that of another."""
+    return torch.cat([(a[key] - b[key]).abs().flatten() for key in a])
+
+
 def leftovers(folder: Path) -> list[Path]:
     """Half-written files and checkpoints."""
     return [*folder.rglob("*.partial"), *(folder / ".checkpoints").glob("*")]

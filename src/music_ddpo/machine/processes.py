@@ -6,23 +6,30 @@ Every function also works in a single process, without communication.
 from __future__ import annotations
 
 import os
+import socket
+import sys
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
+import psutil
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, reduce
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
+from torch.distributed.constants import default_pg_nccl_timeout
 
 from music_ddpo.core.errors import UserError, in_one_line
 
 T = TypeVar("T")
+SLOW = timedelta(days=7)  # the longest wait for a process that computes
+GONE = 60  # seconds without an answer from a machine after which its connections are closed
 
 
 class ConnectionLostError(UserError):
-    """Another process has ended; its own message, not this one, gives the reason."""
+    """Another process has ended, whose own message gives the reason, or its machine cannot be reached."""
 
 
 def launched() -> bool:
@@ -37,7 +44,27 @@ def join(device: str) -> None:
             if device == "cpu" or not torch.cuda.is_available():
                 PartialState(cpu=True)
             else:  # objects are sent with gloo, which detects a process that has died
-                PartialState(backend="cuda:nccl,cpu:gloo")
+                PartialState(backend="cuda:nccl,cpu:gloo", timeout=default_pg_nccl_timeout)
+        _wait_for_who_can_be_reached()
+
+
+def _wait_for_who_can_be_reached() -> None:
+    """Makes gloo wait for a process that computes much longer than this one, but not for a machine that is gone.
+
+    A process that ends closes its connections; a machine that fails, or a cut network, does not. A timeout cannot tell
+    that from hours of computing. The kernel can: it answers probes for its processes, be they busy or stopped.
+    """
+    gloo = torch.distributed.distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
+    gloo._set_default_timeout(SLOW)  # torch's public functions would set NCCL's as well
+    if sys.platform != "linux":
+        return
+    for connection in psutil.Process().net_connections("tcp"):  # torch does not give access to them
+        if connection.status == psutil.CONN_ESTABLISHED:
+            with socket.socket(fileno=os.dup(connection.fd)) as same:
+                same.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                same.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, GONE // 3)
+                same.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, GONE // 6)
+                same.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * GONE)
 
 
 def leave() -> None:
@@ -112,6 +139,6 @@ def _collective(operation: Callable, *arguments: Any) -> Any:
         if should_reduce_batch_size(error):  # out of memory
             raise
         raise ConnectionLostError(
-            f"process {rank() + 1} of {size()} lost the connection to another one, which has probably ended "
-            f"({in_one_line(error)})."
+            f"process {rank() + 1} of {size()} lost the connection to another one, which has ended or cannot be "
+            f"reached ({in_one_line(error)}). Run again: finished rounds are kept."
         ) from error
