@@ -163,7 +163,7 @@ def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def leftovers(folder: Path) -> list[Path]:
     """Half-written files and checkpoints."""
-    return [*folder.rglob("*.partial"), *(folder / ".checkpoints").glob("*")]
+    return [*folder.rglob("*.partial"), *(folder / ".checkpoints").glob("*.pt")]
 
 
 def messages(stderr: str) -> list[str]:

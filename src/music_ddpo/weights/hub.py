@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
@@ -47,6 +47,8 @@ def snapshot(repo: str, revision: str, patterns: Sequence[str], ignore: Sequence
 
 def file(repo: str, name: str) -> Path:
     """One file of `repo` in the hub's cache; the name of its folder is the commit."""
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise UserError(f"{repo}: {name!r} is not the path of a file in it; correct `weights` in params.yaml.")
     with _explained(repo, "main", name):
         path = Path(hf_hub_download(repo, name))
     check(path, repo)
@@ -80,7 +82,7 @@ def _explained(repo: str, revision: str, name: str = "") -> Iterator[None]:
     try:
         yield
     except GatedRepoError:
-        url = f"{constants.ENDPOINT}/{repo}"
+        url = f"{_without_password(constants.ENDPOINT)}/{repo}"
         raise UserError(
             f"{repo}: its owners require that you accept their terms; do so at {url}, then {LOG_IN}."
         ) from None
@@ -123,7 +125,12 @@ def _explained(repo: str, revision: str, name: str = "") -> Iterator[None]:
 
 def _unreachable(repo: str, error: Exception) -> str:
     reason = in_one_line(error, 200)
-    return (
+    return _without_password(
         f"{repo}: could not be downloaded from {constants.ENDPOINT} ({reason}); check the network and run again: "
         "files that are complete are kept."
     )
+
+
+def _without_password(text: str) -> str:
+    """A text without the user name and the password in its addresses."""
+    return re.sub(r"(://)[^/\s@]*@", r"\1", text)

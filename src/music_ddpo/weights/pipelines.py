@@ -14,6 +14,7 @@ from transformers import ClapModel, GPT2LMHeadModel, SpeechT5HifiGan, T5EncoderM
 
 from music_ddpo.core.errors import UserError, in_one_line
 from music_ddpo.core.files import write_json
+from music_ddpo.core.tensors import require_finite
 from music_ddpo.model.audioldm2 import quieten
 from music_ddpo.weights import hub
 
@@ -120,6 +121,7 @@ def _load(folder: Path, kind: Any) -> Any:
             f"{folder}: {kind.__name__} could not be loaded ({in_one_line(error)}); the weights are missing, damaged, "
             "do not match config.json, or contain more than weights; nothing in them was executed. Download them again."
         ) from error
+    require_finite(module, folder, "download it again")
     # Buffers that older versions saved may be unexpected; weights may not.
     wrong = {
         "missing": report["missing_keys"],
