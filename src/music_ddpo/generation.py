@@ -98,9 +98,9 @@ def plan(prompts: Sequence[str], takes: int, out: Path) -> list[Clip]:
 
 
 def slug(prompt: str) -> str:
-    """The words of a prompt as the name of a file, at most 80 characters."""
+    """The words of a prompt as the name of a file, at most 60 characters."""
     words = re.sub(r"\W+", "-", prompt.lower()).strip("-")
-    return (words if len(words) <= 80 else words[:80].rpartition("-")[0] or words[:80]) or "clip"
+    return (words if len(words) <= 60 else words[:60].rpartition("-")[0] or words[:60]) or "clip"
 
 
 def check_places(paths: Sequence[Path]) -> None:

@@ -12,9 +12,10 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, is_typeddict
+from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import is_typeddict
 
 from music_ddpo.core.errors import UserError, in_one_line
 
@@ -167,7 +168,7 @@ def read_json(path: Path | str, kind: Any = dict[str, Any], needs: Sequence[str]
     text = read_text(path, way_out)
     finite = None if is_typeddict(kind) else ConfigDict(allow_inf_nan=False)  # a TypedDict has its own configuration
     try:
-        content = TypeAdapter(kind, config=finite).validate_json(text)
+        content = TypeAdapter(kind, config=finite).validate_json(text, strict=True)
         wrong = "".join([f"{key!r} is missing" for key in needs if key not in content][:1])
     except ValidationError as error:
         first = error.errors()[0]

@@ -66,7 +66,7 @@ class Run:
         self.progress = progress
         self.history: dict[int, list[float]] = {}
         self.rounds: list[Round] = []
-        saved = processes.broadcast(_read(checkpoint, identity) if processes.is_main() else None)
+        saved = processes.broadcast(read(checkpoint, identity) if processes.is_main() else None)
         if saved is not None:
             self._restore(saved)
 
@@ -79,13 +79,17 @@ class Run:
         """Records a finished round and writes checkpoint and reward curve, each completely or not at all."""
         self.rounds.append(round)
         if processes.is_main():
-            state = io.BytesIO()
-            torch.save(self._state(), state)
-            content = torch.frombuffer(state.getbuffer(), dtype=torch.uint8)
-            with whole(self.checkpoint) as partial:
-                torch.save({"identity": self.identity, "sha256": _digest(content), "state": content}, partial)
+            self.write()
             write_text(self.curve, reward_curve(self.rounds).to_csv(index=False))
         self.progress.finished(round)
+
+    def write(self) -> None:
+        """Writes the checkpoint: the state, with its checksum."""
+        state = io.BytesIO()
+        torch.save(self._state(), state)
+        content = torch.frombuffer(state.getbuffer(), dtype=torch.uint8)
+        with whole(self.checkpoint) as partial:
+            torch.save({"identity": self.identity, "sha256": _digest(content), "state": content}, partial)
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -128,8 +132,8 @@ def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _read(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The state in a checkpoint, if it belongs to this training."""
+def read(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The state in a checkpoint; None if there is none, or one that cannot be used, which is then set aside."""
     if not path.exists():
         return None
     try:

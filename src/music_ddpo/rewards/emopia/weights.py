@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 import zipfile
-import zlib
 from pathlib import Path
 
 import gdown
@@ -18,7 +17,7 @@ from music_ddpo.rewards.emopia.network import PART, SETTINGS, WEIGHTS
 from music_ddpo.weights.checkpoints import state_dict
 
 DRIVE_ID = "1L_NOVKCElwcYUEAKp1-FZj_G6Hcq2g2c"  # on Google Drive; linked by the authors' repository EMOPIA_cls
-PLACES = (".", PART, f"best_weight/{PART}", f"*/best_weight/{PART}")  # in a folder that the user names
+PLACES = (PART, f"best_weight/{PART}", f"*/best_weight/{PART}")  # in a folder that the user names
 CHECKPOINT = "best.ckpt"
 LARGEST = {CHECKPOINT: 1_000_000_000, SETTINGS: 1_000_000}  # bytes; the authors' have 50 million and one thousand
 HELP = (
@@ -73,7 +72,7 @@ def _find(path: Path, scratch: Path) -> tuple[Path, str]:
     """The folder with best.ckpt and hparams.yaml, unpacked to `scratch` if they are in a zip, and its name."""
     wanted = tuple(LARGEST)
     if path.is_dir():
-        for folder in (folder for place in PLACES for folder in sorted(path.glob(place))):
+        for folder in (path, *(folder for place in PLACES for folder in sorted(path.glob(place)))):
             if all((folder / name).is_file() for name in wanted):
                 for name in wanted:
                     _check_size(folder / name, name, (folder / name).stat().st_size)
@@ -87,8 +86,12 @@ def _find(path: Path, scratch: Path) -> tuple[Path, str]:
                         _check_size(path, inside[0], archive.getinfo(inside[0]).file_size)
                         with archive.open(inside[0]) as packed, (scratch / name).open("wb") as file:
                             shutil.copyfileobj(packed, file)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-            raise UserError(f"weights.emopia: {path} is not a zip, or a damaged one ({error}); {HELP}.") from None
+        except UserError:
+            raise
+        except Exception as error:  # a damaged zip can raise anything
+            raise UserError(
+                f"weights.emopia: {path} is not a zip, or a damaged one ({in_one_line(error, 100)}); {HELP}."
+            ) from None
         if all((scratch / name).is_file() for name in wanted):
             return scratch, f"{path}: {PART}"
     else:
