@@ -77,9 +77,7 @@ def read(path: Path, name: str = "", way_out: str = AGAIN) -> dict:
         ) from None
     except UserError:
         raise
-    except OSError as error:
-        raise UserError(f"{name}: cannot be read ({in_one_line(error)}); {way_out}.") from None
-    except Exception as error:  # a damaged pickle can raise anything
+    except Exception as error:  # a damaged file can raise anything
         raise UserError(
             f"{name}: is truncated or damaged ({in_one_line(error, 150)}); remove it and run again."
         ) from None
