@@ -7,7 +7,19 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: repro test test-cluster lint bench mini experiments clean
 
+# A dvc that is killed while it writes .dvc/tmp/rwlock leaves it empty, and no later one starts. It is removed here while
+# no dvc writes it: who holds rwlock.lock may.
+define UNLOCK
+import fcntl, os
+with open(".dvc/tmp/rwlock.lock", "a") as guard:
+    fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if os.path.getsize(".dvc/tmp/rwlock") == 0:
+        os.remove(".dvc/tmp/rwlock")
+endef
+export UNLOCK
+
 repro: $(VENV)/ready
+	@python -c "$$UNLOCK" 2>/dev/null || true
 	dvc repro
 	@echo
 	@cat metrics/table.md

@@ -1,11 +1,12 @@
 """Trains one adapter with DDPO to raise one reward."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
 
 import beside  # noqa: F401
-from music_ddpo.core.files import read_json, read_seed, write_json
+from music_ddpo.core.files import read_seed, write_json
 from music_ddpo.core.params import Params
 from music_ddpo.core.prompts import make_prompts
 from music_ddpo.machine import batches, processes, signals
@@ -13,8 +14,8 @@ from music_ddpo.machine.stage import parallel_stage
 from music_ddpo.model import adapter
 from music_ddpo.model.audioldm2 import Generator
 from music_ddpo.rewards.finding import check_form, load_reward
-from music_ddpo.training import estimate, loop, record, setup
-from music_ddpo.weights.manifests import check_duration, read_manifest
+from music_ddpo.training import checkpoint, estimate, loop, record, setup
+from music_ddpo.weights.manifests import check_duration, check_pipeline, read_manifest, read_pipeline_manifest
 
 MODELS = Path("models")
 
@@ -24,28 +25,29 @@ MODELS = Path("models")
 def train(params: Params, reward: str) -> None:
     """Writes models/adapters/REWARD, metrics/train/REWARD.json and plots/train/REWARD.csv."""
     execution = batches.choose(params.compute)
-    check_duration([reward], MODELS, params.duration)
-    judge = load_reward(reward, MODELS, execution.device)
-    check_form(judge, params.reward_form)
-    generator = Generator.load(MODELS / "pipeline", execution.device, execution.dtype)
-    prompts = make_prompts(params.prompts.template, params.prompts.emotions, params.prompts.instruments)
-    checkpoint = Path(".checkpoints") / f"train-{reward}.pt"  # not an output: DVC removes those before a stage runs
-    weights = {"pipeline": read_json(MODELS / "manifest.json"), "reward": read_manifest(reward, MODELS)}
-    curve = Path(f"plots/train/{reward}.csv")
-    policy, run = setup.prepare(
-        generator, reward, prompts, params, read_seed(), execution, checkpoint, curve, weights
-    )  # fmt: skip
-    if run.rounds_done < params.ddpo.rounds:
-        expected = estimate.announcement(policy, judge, prompts, params, execution, run.rounds_done)
+    path = Path(".checkpoints") / f"train-{reward}.pt"  # not an output: DVC removes those before a stage runs
+    with checkpoint.alone(path, reward) if processes.is_main() else nullcontext():
+        check_duration([reward], MODELS, params.duration)
+        judge = load_reward(reward, MODELS, execution.device)
+        check_form(judge, params.reward_form)
+        generator = Generator.load(check_pipeline(MODELS), execution.device, execution.dtype)
+        prompts = make_prompts(params.prompts.template, params.prompts.emotions, params.prompts.instruments)
+        weights = {"pipeline": read_pipeline_manifest(MODELS), "reward": read_manifest(reward, MODELS)}
+        curve = Path(f"plots/train/{reward}.csv")
+        policy, run = setup.prepare(
+            generator, reward, prompts, params, read_seed(), execution, path, curve, weights
+        )  # fmt: skip
+        if run.rounds_done < params.ddpo.rounds:
+            expected = estimate.announcement(policy, judge, prompts, params, execution, run.rounds_done)
+            if processes.is_main():
+                click.echo(expected)
+        loop.train(policy, judge, prompts, params, read_seed(), execution, run)
+        signals.ignore()  # from here on only files are written
+        processes.gather([None])  # all processes have come here
         if processes.is_main():
-            click.echo(expected)
-    loop.train(policy, judge, prompts, params, read_seed(), execution, run)
-    signals.ignore()  # from here on only files are written
-    processes.gather([None])  # all processes have come here
-    if processes.is_main():
-        adapter.save(generator, MODELS / "adapters" / reward)
-        write_json(f"metrics/train/{reward}.json", record.summary(run.rounds, read_seed()))
-        checkpoint.unlink(missing_ok=True)
+            adapter.save(generator, MODELS / "adapters" / reward)
+            write_json(f"metrics/train/{reward}.json", record.summary(run.rounds, read_seed()))
+            path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

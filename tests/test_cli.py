@@ -74,15 +74,17 @@ def test_a_clip_is_what_stock_diffusers_with_stock_peft_makes_of_the_same_noise(
         PROMPT, CALM, "--adapter", adapter, "--takes", 2, "--seed", 3, "--out", "clip.wav", *MODEL, "--device", "cpu",
         "--steps", 4, "--duration", 5, "--guidance-scale", 2, "--negative", NEGATIVE, "--eta", 0,
     )  # fmt: skip
-    assert printed == [
-        f"clip-{i}.wav: {prompt} [take {take}]"
-        for i, (prompt, take) in enumerate([(PROMPT, 1), (PROMPT, 2), (CALM, 1), (CALM, 2)], start=1)
-    ]
-    assert sorted(p.name for p in here.iterdir()) == [f"clip-{i}.wav" for i in (1, 2, 3, 4)]
-    assert soundfile.info("clip-1.wav").subtype == "PCM_16"
-    for name, prompt, take in (("clip-1.wav", PROMPT, 0), ("clip-4.wav", CALM, 1)):
+    names = {
+        (prompt, take): f"clip-a-recording-of-{words}-solo-high-quality-{take}.wav"
+        for prompt, words in ((PROMPT, "an-angry-piano"), (CALM, "a-tender-violin"))
+        for take in (1, 2)
+    }
+    assert printed == [f"{name}: {prompt} [take {take}]" for (prompt, take), name in names.items()]
+    assert sorted(p.name for p in here.iterdir()) == sorted(names.values())
+    assert soundfile.info(names[PROMPT, 1]).subtype == "PCM_16"
+    for (prompt, take), name in ((key, names[key]) for key in ((PROMPT, 1), (CALM, 2))):
         expected = stock(
-            adapter, prompt, 3, take, 5, num_inference_steps=4, guidance_scale=2.0, negative_prompt=NEGATIVE
+            adapter, prompt, 3, take - 1, 5, num_inference_steps=4, guidance_scale=2.0, negative_prompt=NEGATIVE
         )
         assert expected.abs().max() > 0.01
         torch.testing.assert_close(samples(name), expected, atol=1e-4, rtol=0)
@@ -126,12 +128,13 @@ def test_compare_writes_the_untouched_models_clip_beside_it_on_the_same_noise(ad
 
 
 def test_a_clip_does_not_depend_on_what_else_is_asked_for_and_repeats_bit_for_bit(here):
-    made(PROMPT, CALM + ", recorded in a small room", "--takes", 5, "--eta", 1, "--out", "many.wav", *QUICK)
-    assert sorted(p.name for p in here.iterdir()) == [f"many-{i:02d}.wav" for i in range(1, 11)]
+    made(PROMPT, CALM + ", recorded in a small room", "--takes", 5, "--eta", 1, *QUICK)
+    many = sorted((here / "generated").iterdir())
+    assert [p.name[-6:] for p in many] == 2 * [f"-{take}.wav" for take in range(1, 6)]
     for name in ("few.wav", "again.wav"):
         made(PROMPT, "--takes", 2, "--eta", 1, "--out", name, *QUICK)
     for take in (1, 2):
-        torch.testing.assert_close(samples(f"few-{take}.wav"), samples(f"many-0{take}.wav"), atol=1e-3, rtol=0)
+        torch.testing.assert_close(samples(f"few-{take}.wav"), samples(many[5 + take - 1]), atol=1e-3, rtol=0)
         assert Path(f"few-{take}.wav").read_bytes() == Path(f"again-{take}.wav").read_bytes()
     made(PROMPT, "--seed", 1, "--eta", 1, "--out", "other.wav", *QUICK)
     for other in ("few-2.wav", "other.wav"):
@@ -197,6 +200,7 @@ def refused(code: int, *arguments: str | Path) -> str:
         ("--seed", "-1", ["-1", "x>=0"]),
         ("--out", "clip.mp3", ["clip.mp3", ".wav"]),
         ("--out", ".wav", [".wav"]),
+        ("--out", "folder/clip.flac", ["clip.flac", ".wav"]),
     ],
 )
 def test_a_wrong_value_is_refused_with_the_options_name(option, value, words):
@@ -205,7 +209,6 @@ def test_a_wrong_value_is_refused_with_the_options_name(option, value, words):
 
 
 def test_a_command_that_lacks_something_says_what():
-    assert "--out" in refused(2, PROMPT)
     assert "PROMPT" in refused(2, "--out", "clip.wav")
     assert "prompt 2 of 2 is empty" in refused(2, PROMPT, " ", "--out", "clip.wav")
     assert "--adapter" in refused(2, PROMPT, "--out", "clip.wav", "--compare")
@@ -256,16 +259,37 @@ def test_an_adapter_that_is_missing_or_of_another_model_is_a_clear_error(adapter
     assert "nowhere: contains no adapter" in refused(1, PROMPT, "--out", "clip.wav", "--adapter", "nowhere", *QUICK)
     wider = damaged(adapter, tmp_path / "wider", lambda name, w: (name, w.repeat(2, 2)))
     elsewhere = damaged(adapter, tmp_path / "elsewhere", lambda name, w: (name.replace("attn2", "attn9"), w))
-    for folder in (wider, elsewhere):
-        line = refused(1, PROMPT, "--out", "clip.wav", "--adapter", folder, *QUICK)
-        assert f"{folder}: the adapter could not be loaded" in line
+    line = refused(1, PROMPT, "--out", "clip.wav", "--adapter", wider, *QUICK)
+    assert f"{wider / 'adapter_model.safetensors'}: is damaged" in line
+    line = refused(1, PROMPT, "--out", "clip.wav", "--adapter", elsewhere, *QUICK)
+    assert f"{elsewhere}: the adapter could not be loaded" in line
+
+
+def test_an_adapter_is_checked_before_torch_is_imported(here):
+    code = "import sys; from music_ddpo.cli import main\ntry: main(['generate', 'x', '--adapter', 'nowhere'])\n"
+    done = run(here, sys.executable, "-c", code + "finally: print(sorted({'torch', 'peft'} & set(sys.modules)))")
+    assert "Error: nowhere: contains no adapter" in done.stderr
+    assert done.stdout == "[]\n"
+
+
+def test_clips_are_named_by_prompt_and_take():
+    def names(prompts: list[str], takes: int, out: str) -> list[str]:
+        return [str(clip.path) for clip in generation.plan(prompts, takes, Path(out))]
+
+    assert names(["Sad, slow!"], 1, "generated") == ["generated/sad-slow.wav"]
+    assert names(["sad", "SAD", "Ä/.."], 1, "g") == ["g/sad-1.wav", "g/sad-2.wav", "g/ä.wav"]
+    assert names(["sad"], 10, "g")[::9] == ["g/sad-01.wav", "g/sad-10.wav"]
+    assert names(["sad"], 2, "a.wav") == ["a-1.wav", "a-2.wav"]
+    assert names(["sad", "?"], 1, "x/a.wav") == ["x/a-sad.wav", "x/a-clip.wav"]
+    (long,) = names(["word " * 100], 1, "g")
+    assert len(Path(long).stem) <= 60
 
 
 def test_output_that_is_not_finite_is_a_clear_error_and_replaces_nothing(adapter, here, tmp_path):
     broken = damaged(adapter, tmp_path / "broken", lambda name, w: (name, w * float("nan")))
     (here / "clip.wav").write_text("an older clip")
     line = refused(1, PROMPT, "--out", "clip.wav", "--adapter", broken, *QUICK)
-    assert "clip.wav: not written" in line
+    assert f"{broken}: " in line
     assert "not finite" in line
     assert (here / "clip.wav").read_text() == "an older clip"
 

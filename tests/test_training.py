@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from copy import deepcopy
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from helpers.project import execution, prompts_of, small
+from helpers.project import PROJECT, execution, prompts_of, run, small
 from music_ddpo.core.errors import UserError
 from music_ddpo.core.randomness import random_generator
 from music_ddpo.model import adapter
@@ -105,23 +107,30 @@ def test_another_batch_continues_from_the_checkpoint(models, three_rounds, tmp_p
     ("spoil", "reason"),
     [
         ({"ddpo__learning_rate": 0.001}, r"another ddpo.learning_rate \(0.015, now 0.001\)"),
+        ("other weights", "its checksum is wrong"),
         (b"no checkpoint", "not a readable checkpoint"),
+        (torch.zeros(3), "not a readable checkpoint"),
         (["a", "list"], "not a readable checkpoint"),
         ({"identity": {}}, "not a readable checkpoint"),
         ({"identity": 3}, "not a readable checkpoint"),
     ],
-    ids=["other params", "damaged", "a list", "no weights", "no identity"],
+    ids=["other params", "other weights", "damaged", "a tensor", "a list", "no weights", "no identity"],
 )
 def test_a_checkpoint_that_does_not_match_is_kept_and_the_reason_is_said(models, tmp_path, spoil, reason):
     path = tmp_path / "checkpoint.pt"
     changes = {"ddpo__rounds": 1}
     if isinstance(spoil, bytes):
         path.write_bytes(spoil)
-    elif isinstance(spoil, list) or "identity" in spoil:
+    elif isinstance(spoil, list | torch.Tensor) or "identity" in spoil:
         torch.save(spoil, path)
     else:
         train(models, tmp_path, **changes)
-        changes |= spoil
+        if spoil == "other weights":
+            saved = torch.load(path)
+            saved["state"][-1000:] = 0
+            torch.save(saved, path)
+        else:
+            changes |= spoil
     old = path.read_bytes()
     with pytest.warns(UserWarning, match=reason):
         train(models, tmp_path, **changes)
@@ -143,9 +152,50 @@ def test_a_training_that_diverges_is_an_error_and_keeps_the_rounds_before(models
     kept = (tmp_path / "checkpoint.pt").read_bytes()
     broken = deepcopy(models)
     broken[0].unet.conv_in.weight.data.fill_(float("nan"))
-    with pytest.warns(UserWarning, match="cannot be judged"), pytest.raises(UserError, match=r"^training diverged"):
+    with pytest.raises(UserError, match=r"^8 of 8 clips have values that are not finite in the latents"):
         train(broken, tmp_path)
     assert (tmp_path / "checkpoint.pt").read_bytes() == kept
+
+
+@pytest.mark.parametrize(
+    ("group", "change", "message"),
+    [
+        ("ddpo", {"weight_decay": 1e300}, "training diverged: the adapter's weights"),
+        ("ddpo", {"learning_rate": 1e30}, "training diverged|values that are not finite"),
+        ("lora", {"alpha": 1e300}, "values that are not finite in the latents"),
+        (None, {"guidance_scale": 1e30}, "values that are not finite in the latents|training diverged"),
+    ],
+    ids=["weight decay", "learning rate", "alpha", "guidance"],
+)
+def test_no_way_to_diverge_passes_as_success(models, tmp_path, monkeypatch, group, change, message):
+    params = small(ddpo__rounds=2, duration=3)
+
+    def changed(**_):  # the schema has maxima, which are lower
+        if group is None:
+            return params.model_copy(update=change)
+        return params.model_copy(update={group: getattr(params, group).model_copy(update=change)})
+
+    monkeypatch.setattr(sys.modules[__name__], "small", changed)
+    with pytest.raises(UserError, match=message):
+        train(models, tmp_path)
+
+
+def test_a_vae_that_gives_infinite_values_is_named(models):
+    broken = deepcopy(models[0])
+    broken.vae.decoder.conv_out.bias.data.fill_(float("inf"))
+    with pytest.raises(UserError, match=r"^1 of 1 clips have values that are not finite in the output of the VAE"):
+        broken.decode(torch.zeros(1, *broken.latent_shape(1)), 1)
+
+
+def test_two_trainings_with_the_same_checkpoint_are_refused_until_the_first_one_ends(tmp_path):
+    path = tmp_path / "train-clap.pt"
+    with checkpoint.alone(path, "clap"):
+        code = "from pathlib import Path; from music_ddpo.training.checkpoint import alone; import sys\n"
+        code += "with alone(Path(sys.argv[1]), 'clap'): pass"
+        done = run(PROJECT, sys.executable, "-c", code, str(path))
+        assert f"another training with 'clap' runs in this folder, process {os.getpid()};" in done.stderr
+    with checkpoint.alone(path, "clap"):
+        pass
 
 
 def test_memory_that_runs_out_in_a_round_names_the_key_and_keeps_the_rounds_before(models, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ FILES = {
     "pipeline/unet/model.safetensors": "the UNet's weights",
     "rewards/clap/model.safetensors": "the judge's weights",
     "rewards/emopia/hparams.yaml": "wav: {}",
-    "reference.json": '{"clap": 0.5}',
+    "reference.json": '{"clap": {"piano": {"sad": 0.5}}}',
 }
 
 
@@ -37,7 +37,7 @@ def test_a_part_is_copied_as_it_is(source, tmp_path):
     revision = copy(source, "rewards/clap", tmp_path / "clap")
     assert found(tmp_path / "clap") == {"model.safetensors": "the judge's weights"}
     assert revision == f"manifest {digest(source / MANIFEST)[:12]}"
-    assert read_reference(source) == {"clap": 0.5}
+    assert read_reference(source) == {"clap": {"piano": {"sad": 0.5}}}
 
 
 def test_a_part_that_the_model_does_not_have_is_a_clear_error(source, tmp_path):
@@ -85,8 +85,24 @@ def test_a_harmed_file_gives_an_error_that_names_it_and_nothing_is_written(sourc
         b"[]",
         b"{}",
         b'{"pipeline/model_index.json": null}',
+        b'{"rewards/clap/model.safetensors": "44"}',
+        b'{"pipeline/model_index.json": "44", "pipeline/../../../x": "44"}',
+        b'{"pipeline/model_index.json": "44", "/x": "44"}',
+        b"[" * 100_000,
     ],
-    ids=["missing", "empty", "cut", "no text", "no mapping", "no entries", "no checksum"],
+    ids=[
+        "missing",
+        "empty",
+        "cut",
+        "no text",
+        "no mapping",
+        "no entries",
+        "no checksum",
+        "no pipeline",
+        "outside",
+        "absolute",
+        "nested",
+    ],
 )
 def test_a_garbled_manifest_gives_an_error_that_names_it_and_nothing_is_written(source, tmp_path, content):
     path = source / MANIFEST

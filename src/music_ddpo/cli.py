@@ -18,9 +18,9 @@ PARAMS = Path("params.yaml")
 EXPLANATIONS = Path(__file__).parents[2] / "docs" / "params.md"
 
 
-def _wav(ctx: click.Context, param: click.Parameter, path: Path) -> Path:
-    if path.suffix.lower() != ".wav":
-        raise click.BadParameter(f"{str(path)!r} does not end in .wav; use a name that does, like clip.wav.")
+def _place(ctx: click.Context, param: click.Parameter, path: Path) -> Path:
+    if path.suffix.lower() not in ("", ".wav") or path.name == ".wav":
+        raise click.BadParameter(f"{str(path)!r} is neither a folder nor a name that ends in .wav, like clip.wav.")
     return path
 
 
@@ -51,8 +51,8 @@ def main() -> None:
 @main.command()
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...", callback=_not_blank)
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path), metavar="FILE.wav", callback=_wav,
-    help="The file of the clip. Several clips get numbers: angry-1.wav, angry-2.wav, ...",
+    "--out", default=Path("generated"), show_default=True, type=click.Path(path_type=Path), metavar="PATH",
+    callback=_place, help="A folder, in which clips are named by prompt and take, or the file of the clip, *.wav.",
 )  # fmt: skip
 @click.option(
     "--adapter", type=click.Path(path_type=Path), metavar="FOLDER",
@@ -83,7 +83,9 @@ def generate(
     prompts: tuple[str, ...], out: Path, adapter: Path | None, compare: bool, takes: int, seed: int, model: Path,
     **options: Any,
 ) -> None:  # fmt: skip
-    """Writes a clip for each PROMPT as a 16-bit WAV file. A clip that exceeds full scale is scaled down as a whole.
+    """Writes a clip for each PROMPT as a 16-bit WAV file, named by the prompt, and by its take if there are several.
+
+    A clip that exceeds full scale is scaled down as a whole.
 
     Options that are not given come from params.yaml in this folder (--eta: evaluation.eta). Without that file they are
     AudioLDM 2's own: 10 s, 200 steps, guidance 3.5, no negative prompt, eta 0.
@@ -97,9 +99,13 @@ def generate(
     """  # noqa: D301
     if compare and adapter is None:
         raise click.UsageError("--compare compares the untouched model with an adapter; add --adapter FOLDER.")
-    from music_ddpo import generation  # late: it imports torch and diffusers
+    from music_ddpo.model import adapter_files
 
     try:
+        if adapter is not None:
+            adapter_files.check(adapter)
+        from music_ddpo import generation  # late: it imports torch and diffusers
+
         settings = generation.settings(PARAMS, options)
         clips = generation.plan(prompts, takes, out)
         generation.check_places([path for clip in clips for path in clip.paths(compare)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -18,10 +19,9 @@ from music_ddpo.core.params import ComputeParams
 from music_ddpo.core.params_file import load
 from music_ddpo.core.randomness import random_generator
 from music_ddpo.machine.batches import choose, portions
-from music_ddpo.measuring.clips import render
-from music_ddpo.model import adapter as adapters
 from music_ddpo.model.audioldm2 import Generator
 from music_ddpo.model.policy import Policy
+from music_ddpo.model.rendering import render
 
 LOUDEST = 10 ** (-0.1 / 20)  # -0.1 dBFS for a clip that would exceed full scale: resampling may raise its peaks
 
@@ -75,10 +75,32 @@ def settings(params: Path, options: dict[str, Any]) -> Settings:
 
 
 def plan(prompts: Sequence[str], takes: int, out: Path) -> list[Clip]:
-    """The clips and their files: `out`, numbered if there are several."""
-    count = len(prompts) * takes
-    numbers = [f"-{i + 1:0{len(str(count))}d}" if count > 1 else "" for i in range(count)]
-    return [Clip(*divmod(i, takes), out.with_stem(out.stem + number)) for i, number in enumerate(numbers)]
+    """The clips and their files.
+
+    Parameters
+    ----------
+    out
+        A folder, in which each clip is named by its prompt, or a file whose name ends in .wav; to that name, several
+        prompts add theirs. Several takes add their number.
+    """
+    file = out.suffix.lower() == ".wav"
+    names = [slug(prompt) for prompt in prompts]
+    names = [f"{name}-{names[:i].count(name) + 1}" if names.count(name) > 1 else name for i, name in enumerate(names)]
+    if file:
+        names = [f"{out.stem}-{name}" for name in names] if len(prompts) > 1 else [out.stem]
+    folder, suffix = (out.parent, out.suffix) if file else (out, ".wav")
+    takes_of = [f"-{take + 1:0{len(str(takes))}d}" if takes > 1 else "" for take in range(takes)]
+    return [
+        Clip(prompt, take, folder / f"{name}{number}{suffix}")
+        for prompt, name in enumerate(names)
+        for take, number in enumerate(takes_of)
+    ]
+
+
+def slug(prompt: str) -> str:
+    """The words of a prompt as the name of a file, at most 60 characters."""
+    words = re.sub(r"\W+", "-", prompt.lower()).strip("-")
+    return (words if len(words) <= 60 else words[:60].rpartition("-")[0] or words[:60]) or "clip"
 
 
 def check_places(paths: Sequence[Path]) -> None:
@@ -105,7 +127,9 @@ def generate(
     generator = Generator.load(model, execution.device, execution.dtype)
     generator.latent_shape(settings.duration)  # raises an error if it is too short
     if adapter is not None:
-        adapters.load(generator, adapter)
+        from music_ddpo.model.adapter import load as load_adapter  # late: importing peft takes a second
+
+        load_adapter(generator, adapter)
     policy = Policy(
         generator, prompts, settings.negative, settings.steps, settings.duration, settings.guidance_scale, settings.eta
     )
@@ -126,12 +150,7 @@ def generate(
 
 
 def _save(path: Path, waveform: torch.Tensor, sample_rate: int) -> None:
-    """Writes one clip, scaled as a whole if it exceeds full scale; `UserError` if it is not finite."""
-    if not waveform.isfinite().all():
-        raise UserError(
-            f"{path}: not written, because the model's output is not finite; try a smaller --guidance-scale, another "
-            "--adapter, or compute.precision: float32 in params.yaml."
-        )
+    """Writes one clip, scaled as a whole if it exceeds full scale."""
     peak = waveform.abs().max()
     if peak > 1:
         waveform = waveform * (LOUDEST / peak)

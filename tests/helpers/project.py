@@ -170,7 +170,7 @@ def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> torch.Tenso
 
 def leftovers(folder: Path) -> list[Path]:
     """Half-written files and checkpoints."""
-    return [*folder.rglob("*.partial"), *(folder / ".checkpoints").glob("*")]
+    return [*folder.rglob("*.partial"), *(folder / ".checkpoints").glob("*.pt")]
 
 
 def messages(stderr: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 from collections.abc import Iterable
 from typing import Any
@@ -33,5 +34,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def in_one_line(error: BaseException | str, length: int = 300) -> str:
-    """The message of a library's exception, without line breaks and not longer than `length`."""
-    return " ".join(str(error).split())[:length] or type(error).__name__
+    """The message of a library's exception, without line breaks and not longer than `length`.
+
+    Torch's advice to load a checkpoint with `weights_only=False`, which would execute what is in it, is left out.
+    """
+    sentences = re.split(r"(?<=[.!:])\s+", " ".join(str(error).split()))
+    told = " ".join(s for s in sentences if "weights_only" not in s)
+    return told[:length] or type(error).__name__

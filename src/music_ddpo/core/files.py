@@ -1,19 +1,26 @@
-"""Files and folders that are written completely or not at all, and JSON files of earlier stages."""
+"""Files and folders that are written completely or not at all, and the checked reading of what earlier stages wrote."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from music_ddpo.core.errors import UserError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import is_typeddict
+
+from music_ddpo.core.errors import UserError, in_one_line
+
+LARGEST = 64_000_000  # bytes of a JSON, YAML or CSV file; the largest that the study writes have a few megabytes
+AGAIN = "remove it and run `dvc repro`, which writes it again"
 
 
 @contextmanager
@@ -88,8 +95,22 @@ def remove(path: Path) -> None:
 
 
 def write_json(path: Path | str, content: dict) -> None:
-    """Writes a JSON file completely or not at all."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    """Writes a JSON file completely or not at all; `UserError` for a number that is not finite, which JSON lacks."""
+    try:
+        text = json.dumps(content, indent=2, allow_nan=False)
+    except ValueError:
+        key = ", ".join(_not_finite(content, "")) or "a value"
+        raise UserError(f"{path}: not written, because {key} is not a finite number.") from None
+    write_text(path, text + "\n")
+
+
+def _not_finite(content: Any, key: str) -> Iterator[str]:
+    """The keys of the numbers that are not finite."""
+    if isinstance(content, Mapping):
+        for name, value in content.items():
+            yield from _not_finite(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(content, float) and not math.isfinite(content):
+        yield key
 
 
 def write_text(path: Path | str, content: str) -> None:
@@ -98,37 +119,101 @@ def write_text(path: Path | str, content: str) -> None:
         partial.write_text(content)
 
 
-def existing(path: Path | str) -> Path:
-    """The path of an earlier stage's output; `UserError` if it does not exist."""
-    if not Path(path).is_file():
-        raise UserError(f"{path}: not found; run `dvc repro`, which writes it.")
-    return Path(path)
+def read_text(path: Path | str, way_out: str = AGAIN, most: int = LARGEST) -> str:
+    """The content of a text file, UTF-8.
 
+    Parameters
+    ----------
+    way_out
+        What the user can do about a file that is missing or damaged.
+    most
+        Bytes that it may have.
 
-def read_json(path: Path | str) -> dict[str, Any]:
-    """An earlier stage's JSON output; `UserError` if it does not exist or is damaged."""
+    Raises
+    ------
+    UserError
+        If it is missing, not a regular file, too large, not readable or not text.
+    """
+    path = Path(path)
     try:
-        content = json.loads(existing(path).read_text())
-        if isinstance(content, dict):
-            return content
+        if not path.exists():
+            raise UserError(f"{path}: not found; {way_out.removeprefix('remove it and ')}.")
+        if not path.is_file():  # reading a pipe would wait forever
+            raise UserError(f"{path}: is not a regular file; {way_out}.")
+        size = path.stat().st_size
+        if size > most:
+            raise UserError(f"{path}: has {size / 1e6:.0f} MB, more than {most / 1e6:g} MB; {way_out}.")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable and run again.") from None
     except ValueError:
-        pass
-    raise UserError(f"{path}: is damaged; remove it and run `dvc repro`, which writes it again.")
+        raise UserError(f"{path}: is damaged: it is not text; {way_out}.") from None
+
+
+def read_json(path: Path | str, kind: Any = dict[str, Any], needs: Sequence[str] = (), way_out: str = AGAIN) -> Any:
+    """The content of a JSON file, checked.
+
+    Parameters
+    ----------
+    kind
+        The type that its content must have; numbers must be finite.
+    needs
+        Keys that it must have.
+
+    Raises
+    ------
+    UserError
+        As `read_text` does, or if it is not JSON or has other content.
+    """
+    text = read_text(path, way_out)
+    finite = None if is_typeddict(kind) else ConfigDict(allow_inf_nan=False)  # a TypedDict has its own configuration
+    try:
+        content = TypeAdapter(kind, config=finite).validate_json(text, strict=True)
+        wrong = "".join([f"{key!r} is missing" for key in needs if key not in content][:1])
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part)[:50] for part in first["loc"][:4])
+        wrong = f"{key}: {first['msg'][:200]}".removeprefix(": ")
+    if wrong:
+        raise UserError(f"{path}: is damaged ({wrong}); {way_out}.")
+    return content
+
+
+@contextmanager
+def content_of(*paths: Path | str) -> Iterator[None]:
+    """Inside it, what only wrong content of these files can cause becomes a `UserError` that names them."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(
+            f"{', '.join(map(str, paths))}: one of these is damaged, or they are of different runs "
+            f"({type(error).__name__}: {in_one_line(error, 100)}); remove them and run `dvc repro`."
+        ) from error
 
 
 def read_seed() -> int:
     """The seed of the study, which stage `seed` has written."""
-    path = "metrics/seed.json"
-    seed = read_json(path).get("seed")
-    if not isinstance(seed, int):
-        raise UserError(f"{path}: contains no seed; run `dvc repro -f seed`, which writes it again.")
-    return seed
+    return read_json("metrics/seed.json", dict[str, int], ["seed"])["seed"]
+
+
+def verify(path: Path, expected: str, way_out: str) -> None:
+    """`UserError` if a file is missing, or if its SHA-256 is not the expected one."""
+    if not path.is_file():
+        raise UserError(f"{path}: this file is missing; {way_out}.")
+    found = digest(path)
+    if found != expected:
+        raise UserError(
+            f"{path}: this file is truncated or altered (SHA-256 {found[:12]}…, expected {expected[:12]}…); {way_out}."
+        )
 
 
 def digest(path: Path, start: Callable = hashlib.sha256) -> str:
     """The hexadecimal digest of a file's content, with the hash that `start` begins."""
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, start).hexdigest()
+    try:
+        with path.open("rb") as content:
+            return hashlib.file_digest(content, start).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable and run again.") from None
 
 
 def checksums(folder: Path, pattern: str = "*") -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 
 import yaml
@@ -131,9 +132,9 @@ def headline(reward: str, params: Params, accuracy: dict, seconds: float) -> dic
     return numbers | {"seconds": round(seconds)}
 
 
-def _short(x: float) -> str:
+def _short(x: float | None) -> str:
     """A change with its sign and without the zero before the point, which keeps `dvc metrics show` narrow."""
-    return f"{x:+.2f}".replace("0.", ".", 1)
+    return "?" if x is None else f"{x:+.2f}".replace("0.", ".", 1)
 
 
 def _reward(name: str, params: Params) -> str:
@@ -191,7 +192,8 @@ def _scores(reward: str, params: Params, accuracy: dict) -> list[str]:
 
 def _score(name: str, which: str, headline: str, before: dict, after: dict) -> str:
     def estimate(entry: dict, key: str) -> Estimate:
-        return Estimate(entry[key], entry[f"{key}_low"], entry[f"{key}_high"], entry["clips"])
+        low, high = (math.nan if entry[f"{key}_{end}"] is None else entry[f"{key}_{end}"] for end in ("low", "high"))
+        return Estimate(entry[key], low, high, entry["clips"])
 
     values = (str(estimate(entry, headline)) for entry in (before, after))
     cells = (name, which, *values, estimate(after, "gain").signed())

@@ -12,19 +12,22 @@ from torch import no_grad
 from tqdm import tqdm
 
 from music_ddpo.core import audio
+from music_ddpo.core.checked_tables import Text, read_table, require_equal
 from music_ddpo.core.errors import UserError
 from music_ddpo.core.files import whole
 from music_ddpo.core.params import Params
 from music_ddpo.core.prompts import Prompt, make_prompts
 from music_ddpo.core.randomness import random_generator
 from music_ddpo.machine import processes
-from music_ddpo.machine.batches import Execution, choose, full_memory_explained, portions
+from music_ddpo.machine.batches import choose, portions
 from music_ddpo.model import adapter
 from music_ddpo.model.audioldm2 import Generator
 from music_ddpo.model.policy import Policy
-from music_ddpo.weights.manifests import check_duration
+from music_ddpo.model.rendering import render
+from music_ddpo.weights.manifests import check_duration, check_pipeline
 
 INDEX = "index.csv"
+LENGTH_ERROR = 0.1  # seconds; a clip is cut to whole mel frames
 
 
 def evaluation_prompts(params: Params) -> list[Prompt]:
@@ -44,7 +47,7 @@ def generate(
     """
     execution = choose(params.compute)
     check_duration(params.judges, models, params.duration)
-    generator = Generator.load(models / "pipeline", execution.device, execution.dtype)
+    generator = Generator.load(check_pipeline(models), execution.device, execution.dtype)
     if adapter_folder is not None:
         adapter.load(generator, adapter_folder)
     asked = evaluation_prompts(params)
@@ -65,64 +68,60 @@ def generate(
     processes.broadcast(None)  # the others wait until the clips are written
 
 
-def render(
-    policy: Policy, clips: Sequence[int], prompt: dict[int, int], noise: dict[int, torch.Generator],
-    execution: Execution, bar: tqdm,
-) -> list[torch.Tensor]:  # fmt: skip
-    """Samples and decodes clips in the batches of `execution`: one waveform [samples] for each.
-
-    Parameters
-    ----------
-    prompt, noise
-        The index of the prompt, and the generator, of each clip.
-    """
-    x_0 = []
-    for part in portions(clips, execution.batch):
-        with full_memory_explained("batch", len(part)):
-            index = torch.tensor([prompt[i] for i in part])
-            x_0.append(policy.sample(index, [noise[i] for i in part], bar.update, keep_path=False).x[:, -1])
-    waveforms: list[torch.Tensor] = []
-    for latents in torch.cat(x_0).split(execution.decode_batch) if x_0 else ():
-        with full_memory_explained("decode_batch", len(latents)):
-            waveforms += policy.decode(latents)
-    return waveforms
-
-
 def save(folder: Path, waveforms: Sequence[torch.Tensor], sample_rate: int, prompts: Sequence[Prompt]) -> None:
     """Writes the clips as 16-bit WAV files, and their index; the folder is written completely or not at all."""
     with whole(folder) as partial:
         partial.mkdir()
-        rows = []
-        for i, (waveform, prompt) in enumerate(zip(waveforms, prompts, strict=True)):
-            name = f"{i:03d}-{prompt.emotion}-{prompt.instrument}.wav".replace(" ", "_").replace("/", "_")
+        index = index_of(prompts)
+        for name, waveform in zip(index["clip"], waveforms, strict=True):
             audio.write(partial / name, waveform, sample_rate)
-            rows.append(
-                {
-                    "clip": name,
-                    "emotion": prompt.emotion,
-                    "instrument": prompt.instrument,
-                    "quadrant": prompt.quadrant,
-                    "prompt": prompt.text,
-                }
-            )
-        pd.DataFrame(rows).to_csv(partial / INDEX, index=False)
+        index.to_csv(partial / INDEX, index=False)
+
+
+def index_of(prompts: Sequence[Prompt]) -> pd.DataFrame:
+    """The index of a folder with a clip of each of these prompts."""
+    rows = []
+    for i, prompt in enumerate(prompts):
+        name = f"{i:03d}-{prompt.emotion}-{prompt.instrument}.wav".replace(" ", "_").replace("/", "_")
+        row = {"clip": name, "emotion": prompt.emotion, "instrument": prompt.instrument}
+        rows.append(row | {"quadrant": prompt.quadrant, "prompt": prompt.text})
+    return pd.DataFrame(rows)
 
 
 def load(folder: Path, params: Params) -> tuple[pd.DataFrame, list[Prompt]]:
-    """The index of a folder of clips, and each clip's prompt; `UserError` if it does not exist."""
-    path = folder / INDEX
-    if not path.is_file():
-        raise UserError(f"{path}: not found; run `dvc repro`, which generates the clips.")
-    index = pd.read_csv(path)
-    by_text = {p.text: p for p in evaluation_prompts(params)}
-    unknown = [text for text in index["prompt"] if text not in by_text]
-    if unknown:
-        raise UserError(f"{path}: has a prompt that is not in params.yaml ({unknown[0]!r}); run `dvc repro`.")
-    return index, [by_text[text] for text in index["prompt"]]
+    """The index of a folder of clips, and each clip's prompt.
+
+    Raises
+    ------
+    UserError
+        If it is missing or damaged, or not that of the clips that params.yaml asks for.
+    """
+    prompts = evaluation_prompts(params)
+    expected = index_of(prompts)
+    index = read_table(folder / INDEX, dict.fromkeys(expected, Text()))
+    require_equal(folder / INDEX, index, expected, "params.yaml")
+    return index, prompts
 
 
-def waveforms(folder: Path, names: Sequence[str], size: int) -> Iterator[tuple[Sequence[int], torch.Tensor, int]]:
-    """Portions of the clips: their numbers, their waveforms [portion, samples], and the sample rate in Hz."""
+def waveforms(
+    folder: Path, names: Sequence[str], size: int, duration: float
+) -> Iterator[tuple[Sequence[int], torch.Tensor, int]]:
+    """Portions of the clips: their numbers, their waveforms [portion, samples], and the sample rate in Hz.
+
+    Raises
+    ------
+    UserError
+        If a clip is damaged, or has another length than `duration` seconds or another sample rate than the first.
+    """
+    first: tuple[int, int] | None = None
     for part in portions(range(len(names)), size):
         read = [audio.read(folder / names[i]) for i in part]
+        for i, (waveform, sample_rate) in zip(part, read, strict=True):
+            found = (len(waveform), sample_rate)
+            first = first or found
+            if found != first or abs(len(waveform) / sample_rate - duration) > LENGTH_ERROR:
+                raise UserError(
+                    f"{folder / names[i]}: has {len(waveform)} samples at {sample_rate} Hz; {duration:g} s at the rate "
+                    f"of the other clips was expected. {audio.WAY_OUT.capitalize()}."
+                )
         yield part, torch.stack([w for w, _ in read]), read[0][1]

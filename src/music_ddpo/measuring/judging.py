@@ -37,17 +37,20 @@ def judge(folder: Path, params: Params, models: Path, execution: Execution) -> p
     table = index.drop(columns="prompt")
     for name in params.judges:
         loaded = load_reward(name, models, execution.device)
-        columns = _columns(loaded, folder, list(index["clip"]), prompts, execution.decode_batch)
+        names = list(index["clip"])
+        columns = _columns(loaded, folder, names, prompts, execution.decode_batch, params.duration)
         table = pd.concat([table, columns], axis=1)
     return table
 
 
-def _columns(judge: Reward, folder: Path, names: Sequence[str], prompts: Sequence[Prompt], batch: int) -> pd.DataFrame:
+def _columns(
+    judge: Reward, folder: Path, names: Sequence[str], prompts: Sequence[Prompt], batch: int, duration: float
+) -> pd.DataFrame:
     rows = []
     mine = processes.own(len(names))
     title = f"{judge.name} judges {folder.name}"
     with tqdm(total=len(mine), unit="clip", desc=title, disable=not processes.is_main()) as bar:
-        for part, waveforms, sample_rate in clips.waveforms(folder, [names[i] for i in mine], batch):
+        for part, waveforms, sample_rate in clips.waveforms(folder, [names[i] for i in mine], batch, duration):
             with full_memory_explained("decode_batch", len(part)):
                 heard = judge.score(waveforms, sample_rate, [prompts[mine[i]] for i in part])
             columns: dict[str, object] = {"headline": [judge.headline] * len(part), "value": heard.value.tolist()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +12,10 @@ from scipy import stats
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number, its confidence interval, and the number of clips behind it."""
+    """A number, its confidence interval, and the number of clips behind it.
+
+    The bounds are NaN if the clips do not tell: they are all equal, and the range of the number is not known.
+    """
 
     value: float
     low: float
@@ -19,25 +23,61 @@ class Estimate:
     clips: int
 
     def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.value:.2f} " + ("[?]" if math.isnan(self.low) else f"[{self.low:.2f}, {self.high:.2f}]")
 
     def signed(self) -> str:
         """The same with signs, for a difference."""
-        return f"{self.value:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+        return f"{self.value:+.2f} " + ("[?]" if math.isnan(self.low) else f"[{self.low:+.2f}, {self.high:+.2f}]")
 
-    def as_dict(self, name: str) -> dict[str, float]:
-        """Flat, for a metrics file: `name`, `name_low` and `name_high`."""
-        return {
-            name: round(self.value, 4),
-            f"{name}_low": round(self.low, 4),
-            f"{name}_high": round(self.high, 4),
-        }
+    def as_dict(self, name: str) -> dict[str, float | None]:
+        """Flat, for a metrics file: `name`, `name_low` and `name_high`; an unknown bound is None."""
+        low, high = (None if math.isnan(x) else round(x, 4) for x in (self.low, self.high))
+        return {name: round(self.value, 4), f"{name}_low": low, f"{name}_high": high}
 
 
 def proportion(successes: int, count: int, confidence: float) -> Estimate:
     """A proportion with its Wilson score interval (Wilson, 1927)."""
     interval = stats.binomtest(successes, count).proportion_ci(confidence, method="wilson")
     return Estimate(successes / count, float(interval.low), float(interval.high), count)
+
+
+def paired_change(before: np.ndarray, after: np.ndarray, confidence: float) -> Estimate:
+    """The difference of two proportions of the same clips, with Tango's score interval.
+
+    It inverts the score test (Tango, 1998, Statistics in Medicine 17:891), so it is right for few clips and at the
+    borders: without a single change among n clips it is +- z^2 / (n + z^2), where a bootstrap has no width.
+
+    Parameters
+    ----------
+    before, after
+        0 or 1, [clips].
+    """
+    n, gained, lost = len(before), int((after > before).sum()), int((after < before).sum())
+    z = stats.norm.isf((1 - confidence) / 2)
+
+    def score(change: float) -> float:
+        """The distance of the observed change from `change`, in standard deviations under it; less z, or plus z."""
+        # the most likely probability of losing, given the change: the root of a x^2 + b x + c
+        a, b = 2 * n, (2 * n - gained + lost) * change - gained - lost
+        c = -lost * change * (1 - change)
+        losing = (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)
+        variance = n * (2 * losing + change * (1 - change))
+        difference = gained - lost - n * change
+        return difference / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, difference)
+
+    value = (gained - lost) / n
+
+    def bound(end: float) -> float:
+        """The change between `value` and `end` (-1 or 1) whose score is z; the end itself if there is none."""
+        if value == end:
+            return end
+        inside, outside = value, end
+        for _ in range(60):
+            middle = (inside + outside) / 2
+            inside, outside = (middle, outside) if abs(score(middle)) < z else (inside, middle)
+        return inside
+
+    return Estimate(value, bound(-1.0), bound(1.0), n)
 
 
 def bootstrap(
@@ -55,14 +95,21 @@ def bootstrap(
         Each float [clips]. Clips are resampled with all their columns, so the columns stay paired.
     statistic
         Of the columns' means: takes one array [...] per column, returns an array [...].
+
+    Returns
+    -------
+    Without an interval if the statistic is the same in every resample: equal clips do not tell how others differ.
     """
 
     def of_means(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
         return statistic(*(sample.mean(axis) for sample in samples))
 
-    found = stats.bootstrap(
-        columns, of_means, paired=True, vectorized=True, n_resamples=resamples, confidence_level=confidence,
-        method="percentile", rng=np.random.default_rng(seed),
-    )  # fmt: skip
-    low, high = found.confidence_interval
-    return Estimate(float(of_means(*columns)), float(low), float(high), len(columns[0]))
+    with np.errstate(all="ignore"):  # of the resamples, about a statistic without variance
+        found = stats.bootstrap(
+            columns, of_means, paired=True, vectorized=True, n_resamples=resamples, confidence_level=confidence,
+            method="percentile", rng=np.random.default_rng(seed),
+        )  # fmt: skip
+    low, high = map(float, found.confidence_interval)
+    if np.ptp(found.bootstrap_distribution) < 1e-12:
+        low = high = math.nan
+    return Estimate(float(of_means(*columns)), low, high, len(columns[0]))

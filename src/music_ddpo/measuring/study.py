@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from music_ddpo.core.checked_tables import Number, Text, read_table, require_equal
+from music_ddpo.core.errors import UserError
+from music_ddpo.core.files import AGAIN
 from music_ddpo.core.params import EvaluationParams
-from music_ddpo.measuring.statistics import Estimate, bootstrap, proportion
+from music_ddpo.core.prompts import QUADRANTS
+from music_ddpo.measuring.statistics import Estimate, bootstrap, paired_change, proportion
 
 
 class Study:
@@ -61,7 +66,10 @@ class Study:
 
     def gain(self, judge: str, adapter: str, emotion: str | None = None) -> Estimate:
         """Trained minus original: the paired difference of a judge's headline number."""
-        return self._bootstrap(self._paired(judge, adapter, emotion), lambda before, after: after - before)
+        before, after = self._paired(judge, adapter, emotion)
+        if self.judges[judge] == "accuracy":
+            return paired_change(before, after, self.settings.confidence)
+        return self._bootstrap((before, after), lambda before, after: after - before)
 
     def real(self, judge: str) -> float | None:
         """The headline number of real recordings with these emotions and instruments; None if not all are known."""
@@ -76,7 +84,7 @@ class Study:
         None if there are no recordings, or if the gap is not significant.
         """
         real = self.real(judge)
-        if real is None or real <= self.estimate(judge, None).high:
+        if real is None or not real > self.estimate(judge, None).high:  # without an interval, nothing is significant
             return None
 
         def share(before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -102,3 +110,46 @@ class Study:
     def _paired(self, judge: str, adapter: str, emotion: str | None) -> tuple[np.ndarray, np.ndarray]:
         before, after = (self._values(self.table(a), judge, emotion) for a in (None, adapter))
         return before, after
+
+
+def read_scores(
+    path: Path | str, each: int, original: pd.DataFrame | None = None, source: Path | str = ""
+) -> pd.DataFrame:
+    """A table of `judging.judge`, checked.
+
+    Parameters
+    ----------
+    each
+        Clips of each emotion that it must have.
+    original, source
+        For an adapter's clips, the table of the original's and its file: clips and judges must be the same.
+
+    Raises
+    ------
+    UserError
+        If it is missing or damaged; names the column and the row.
+    """
+    clip: dict[str, Text | Number] = {"clip": Text(), "emotion": Text(), "instrument": Text()}
+    clip["quadrant"] = Text(QUADRANTS)
+    named = read_table(path, clip) if original is None else original
+    columns = dict(clip)
+    for name in map(str, named):
+        judge, _, kind = name.rpartition("_")
+        if kind == "headline":
+            columns |= {name: Text(named[name][:1].tolist()), f"{judge}_value": Number()}
+            if named[name][0] == "accuracy":
+                columns[f"{judge}_correct"] = Number((0, 1))
+        elif kind == "correct":
+            columns[name] = Number((0, 1))
+        elif kind == "predicted":
+            columns[name] = Text((*QUADRANTS, "none"))
+    table = read_table(path, columns)
+    counts = set(table["emotion"].value_counts())
+    if len(columns) == len(clip) or counts != {each} or table["clip"].duplicated().any():
+        raise UserError(
+            f"{path}: is damaged: it must have the scores of at least one judge for {each} different clips of each "
+            f"emotion; {AGAIN}."
+        )
+    if original is not None:
+        require_equal(path, table, original[list(clip)], source)
+    return table

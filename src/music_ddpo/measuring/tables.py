@@ -31,7 +31,7 @@ def metrics(study: Study) -> dict[str, Any]:
     return result
 
 
-def _entry(study: Study, judge: str, adapter: str | None, emotion: str | None) -> dict[str, float]:
+def _entry(study: Study, judge: str, adapter: str | None, emotion: str | None) -> dict[str, float | None]:
     estimate = study.estimate(judge, adapter, emotion)
     entry = estimate.as_dict(study.judges[judge]) | {"clips": estimate.clips}
     return entry if adapter is None else entry | study.gain(judge, adapter, emotion).as_dict("gain")
@@ -47,7 +47,9 @@ def markdown(study: Study) -> str:
         "# What training did",
         "",
         f"The untouched model (original) and each adapter generated {count} clips from the same noise, {each} for each",
-        f"emotion. Brackets contain {level} confidence intervals. A change is significant if its interval excludes 0.",
+        f"emotion. Brackets contain {level} confidence intervals: Wilson's of an accuracy, Tango's of its change, the",
+        "bootstrap's otherwise. A change is significant if its interval excludes 0. [?] means that all clips are equal",
+        "and do not tell how others differ.",
     ]
     for judge in (j for j, headline in study.judges.items() if headline == "accuracy"):
         lines += [
@@ -150,7 +152,7 @@ def picture(accuracy: pd.DataFrame) -> str:
     }
     spec = {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-        "data": {"values": bars.to_dict("records")},
+        "data": {"values": bars.astype(object).where(bars.notna(), None).to_dict("records")},
         "facet": {"row": {"field": "judge", "type": "nominal", "title": None}},
         "spec": {
             "width": 560,

@@ -14,6 +14,8 @@ from torch import nn
 from music_ddpo.core.errors import UserError, in_one_line
 from music_ddpo.core.files import whole
 from music_ddpo.core.params import LoRAParams
+from music_ddpo.core.tensors import require_finite
+from music_ddpo.model import adapter_files
 from music_ddpo.model.audioldm2 import Generator
 
 
@@ -62,16 +64,19 @@ def save(generator: Generator, folder: Path | str) -> None:
 
 
 def load(generator: Generator, folder: Path | str) -> None:
-    """Adds a saved adapter to the generator's UNet, frozen; `UserError` if it is missing or damaged."""
+    """Adds a saved adapter to the generator's UNet, frozen; `UserError` if it is missing or does not match."""
     folder = Path(folder)
-    if not (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder}: contains no adapter (no adapter_config.json); run `dvc repro`.")
+    modules = adapter_files.check(folder)
     try:
+        config = LoraConfig.from_pretrained(folder)
+        config.target_modules = modules
         with warnings.catch_warnings():  # peft only warns of an adapter that does not match
             warnings.filterwarnings("error", "Found missing adapter keys")
-            generator.unet = PeftModel.from_pretrained(generator.unet, folder).eval()
+            generator.unet = PeftModel.from_pretrained(generator.unet, folder, config=config).eval()
     except Exception as error:
         raise UserError(
-            f"{folder}: the adapter could not be loaded ({in_one_line(error)}); it is damaged or was trained on "
-            f"another model: train it again with `dvc repro -f train@{folder.name}`."
+            f"{folder}: the adapter could not be loaded ({in_one_line(error)}): it was trained on another model, or is "
+            f"damaged. Use an adapter of this model, or {adapter_files.restore(folder)}."
         ) from error
+    weights = {name: x for name, x in generator.unet.named_parameters() if ".lora_" in name}
+    require_finite(weights, folder, adapter_files.restore(folder))

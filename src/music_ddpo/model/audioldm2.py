@@ -15,6 +15,11 @@ from torch import nn
 from music_ddpo.core.errors import UserError, in_one_line
 from music_ddpo.model.loading import MODELS, load_model
 
+DIVERGED = (
+    "use a smaller guidance_scale, in training also a smaller ddpo.learning_rate or lora.alpha, or "
+    "compute.precision: float32"
+)
+
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -79,12 +84,15 @@ class Generator:
         try:
             models = {name: load_model(kind, folder / name) for name, kind in MODELS.items()}
             pipeline = AudioLDM2Pipeline.from_pretrained(folder, local_files_only=True, **models)
-            return cls(pipeline, device, dtype)
+            generator = cls(pipeline, device, dtype)
         except Exception as error:  # safetensors, transformers and diffusers each raise their own
             raise UserError(
                 f"{folder}: could not be loaded ({in_one_line(error)}); a file is missing, truncated or altered: "
                 "run `dvc repro -f fetch`."
             ) from error
+        if not (generator.sample_rate > 0 and generator.hop > 0):
+            raise UserError(f"{folder}/vocoder/config.json: sampling_rate and upsample_rates must be positive.")
+        return generator
 
     @property
     def sample_rate(self) -> int:
@@ -188,9 +196,21 @@ class Generator:
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, duration: float) -> torch.Tensor:
-        """Decodes x_0 to waveforms float32 [batch, samples] on the CPU, cut to `duration` seconds."""
-        mel = self.vae.decode(latents.to(self.device, torch.float32) / self.vae.config.scaling_factor).sample
+        """Decodes x_0 to waveforms float32 [batch, samples] on the CPU, cut to `duration` seconds.
+
+        Raises
+        ------
+        UserError
+            If a value is not finite; it says where it became so.
+        """
+        scaled = latents.to(self.device, torch.float32) / self.vae.config.scaling_factor
+        mel = self.vae.decode(scaled).sample
         waveforms = self.vocoder(mel.squeeze(1)).cpu()
+        stages = {"latents, so sampling diverged": latents, "output of the VAE": mel, "waveforms": waveforms}
+        for what, x in stages.items():
+            wrong = int((~x.isfinite().flatten(1).all(1)).sum())
+            if wrong:
+                raise UserError(f"{wrong} of {len(x)} clips have values that are not finite in the {what}; {DIVERGED}.")
         return waveforms[:, : int(duration * self.sample_rate)]
 
 

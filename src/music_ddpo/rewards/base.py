@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import torch
 
+from music_ddpo.core.errors import UserError
 from music_ddpo.core.params import Params
 from music_ddpo.core.prompts import Prompt
 
@@ -97,6 +98,11 @@ class Reward(ABC):
         Returns
         -------
         Finite numbers only, on the CPU, for any content of the waveforms.
+
+        Raises
+        ------
+        UserError
+            If a score is not a finite number.
         """
         waveforms = waveforms.detach().float().cpu()
         reasons = unjudgeable(waveforms)
@@ -111,6 +117,7 @@ class Reward(ABC):
         out = torch.tensor([bool(reason) for reason in reasons])
         waveforms = waveforms.masked_fill(out[:, None], 0.0).clamp(-1, 1)  # like a WAV file
         judged = self.judge(waveforms, sample_rate, prompts)
+        self.check(judged)
 
         def floor(x: torch.Tensor, lowest: float) -> torch.Tensor:
             return torch.where(out, torch.tensor(lowest), x.detach().float().cpu())
@@ -124,6 +131,17 @@ class Reward(ABC):
             details={key: floor(x, 0.0) for key, x in judged.details.items()},
             judged=~out,
         )
+
+    def check(self, judged: Judgement) -> None:
+        """`UserError` if a score is not a finite number, as with damaged weights."""
+        columns = {"value": judged.value, "margin": judged.margin, "correct": judged.correct} | judged.details
+        for key, x in columns.items():
+            wrong = 0 if x is None else int((~x.isfinite()).sum())
+            if wrong:
+                raise UserError(
+                    f"reward {self.name}: {key} is not finite for {wrong} of {len(judged.value)} clips, so its weights "
+                    "or its code are damaged: run `dvc repro -f fetch`."
+                )
 
 
 def unjudgeable(waveforms: torch.Tensor) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from music_ddpo.core.errors import UserError, in_one_line
 from music_ddpo.rewards.base import Reward
 from music_ddpo.rewards.mixture import Mixture
-from music_ddpo.weights.manifests import read_manifest
+from music_ddpo.weights.manifests import check_files, read_manifest
 
 PACKAGE = "music_ddpo.rewards"
 
@@ -31,12 +31,13 @@ def load_reward(name: str, models: Path, device: torch.device) -> Reward:
     Raises
     ------
     UserError
-        If its files are missing, truncated or do not match each other.
+        If its files are missing, altered or do not match each other.
     """
     folder = models / "rewards" / name
     manifest = read_manifest(name, models)
     if "mix" in manifest:
         return Mixture(name, [(load_reward(part, models, device), w) for part, w in manifest["mix"].items()])
+    check_files(folder, manifest.get("weights", {}))
     try:
         return reward_class(name).load(models, device)
     except UserError:

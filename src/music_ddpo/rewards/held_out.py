@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from music_ddpo.rewards.clap.hf import TransformersEncoder
-from music_ddpo.rewards.clap.reward import Clap, require
+from music_ddpo.rewards.clap.reward import Clap
+from music_ddpo.weights.manifests import check_pipeline
 
 
 class HeldOutClap(Clap):
@@ -23,7 +24,7 @@ class HeldOutClap(Clap):
     @classmethod
     def load(cls, models: Path, device: torch.device) -> HeldOutClap:
         """Loads it from the pipeline."""
-        folder = models / "pipeline"
-        require(folder)
-        model, extractor, tokenizer = (folder / name for name in ("text_encoder", "feature_extractor", "tokenizer"))
+        parts = ("text_encoder", "feature_extractor", "tokenizer")
+        folder = check_pipeline(models, [f"{part}/" for part in parts])
+        model, extractor, tokenizer = (folder / part for part in parts)
         return cls(TransformersEncoder(model, extractor, tokenizer, device))

@@ -47,6 +47,8 @@ class Mixture(Reward):
     def judge(self, waveforms: torch.Tensor, sample_rate: int, prompts: Sequence[Prompt]) -> Judgement:
         """Judges waveforms [batch, samples] with each part."""
         judged = [(part, weight, part.judge(waveforms, sample_rate, prompts)) for part, weight in self.parts]
+        for part, _, judgement in judged:
+            part.check(judgement)
         total = sum(weight for _, weight in self.parts)
 
         def mean(normalised: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import io
+import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from music_ddpo.core.errors import in_one_line
+from music_ddpo.core.errors import UserError, in_one_line
 from music_ddpo.core.files import checksums, whole, write_text
 from music_ddpo.core.params import Params
 from music_ddpo.machine import processes
@@ -60,7 +66,7 @@ class Run:
         self.progress = progress
         self.history: dict[int, list[float]] = {}
         self.rounds: list[Round] = []
-        saved = processes.broadcast(_read(checkpoint, identity, parameters) if processes.is_main() else None)
+        saved = processes.broadcast(read(checkpoint, identity) if processes.is_main() else None)
         if saved is not None:
             self._restore(saved)
 
@@ -73,14 +79,20 @@ class Run:
         """Records a finished round and writes checkpoint and reward curve, each completely or not at all."""
         self.rounds.append(round)
         if processes.is_main():
-            with whole(self.checkpoint) as partial:
-                torch.save(self._state(), partial)
+            self.write()
             write_text(self.curve, reward_curve(self.rounds).to_csv(index=False))
         self.progress.finished(round)
 
+    def write(self) -> None:
+        """Writes the checkpoint: the state, with its checksum."""
+        state = io.BytesIO()
+        torch.save(self._state(), state)
+        content = torch.frombuffer(state.getbuffer(), dtype=torch.uint8)
+        with whole(self.checkpoint) as partial:
+            torch.save({"identity": self.identity, "sha256": _digest(content), "state": content}, partial)
+
     def _state(self) -> dict[str, Any]:
         return {
-            "identity": self.identity,
             "parameters": [p.detach().cpu() for p in self.parameters],
             "optimizer": self.optimizer.state_dict(),
             "history": self.history,
@@ -120,25 +132,63 @@ def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _read(path: Path, identity: dict[str, Any], parameters: list[nn.Parameter]) -> dict[str, Any] | None:
-    """The checkpoint, if it belongs to this training."""
-    if not path.is_file():
+def read(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The state in a checkpoint; None if there is none, or one that cannot be used, which is then set aside."""
+    if not path.exists():
         return None
     try:
+        if not path.is_file():
+            raise ValueError("it is not a regular file")
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        found = dict(saved["identity"])
+        if not isinstance(saved, dict):
+            raise ValueError(f"it contains a {type(saved).__name__}")
+        found, state = dict(saved["identity"]), saved["state"]
+        if _digest(state) != saved["sha256"]:
+            raise ValueError("its checksum is wrong")
         differ = [key for key in sorted({*identity, *found}) if found.get(key) != identity.get(key)]
-        fits = [p.shape for p in saved["parameters"]] == [p.shape for p in parameters] or differ
-        if not (fits and {"optimizer", "history", "rounds"} <= set(saved)):
-            raise ValueError("its content is incomplete")
+        if not differ:
+            return torch.load(io.BytesIO(state.numpy().tobytes()), map_location="cpu", weights_only=True)
     except Exception as error:  # damaged, or something else
         _set_aside(path, f"it is not a readable checkpoint ({in_one_line(error, 100)})")
         return None
-    if not differ:
-        return saved
     key = differ[0]
     _set_aside(path, f"it belongs to a training with another {key} ({found.get(key)!r}, now {identity.get(key)!r})")
     return None
+
+
+def _digest(content: torch.Tensor) -> str:
+    return hashlib.sha256(content.numpy().tobytes()).hexdigest()
+
+
+@contextmanager
+def alone(checkpoint: Path, reward: str) -> Iterator[None]:
+    """Inside it, no other training writes this checkpoint. The lock ends with this process, however it ends.
+
+    Raises
+    ------
+    UserError
+        If another process has the lock, for example because only `dvc` was killed and its stage still runs.
+    """
+    path = checkpoint.with_suffix(".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"{path}: another training with {reward!r} runs in this folder, process {file.read(20).strip()}; wait "
+                "until it has finished, or end it, and run again: finished rounds are kept."
+            ) from None
+        except OSError as error:
+            warnings.warn(
+                f"{path}: this file system has no locks ({error.strerror}); run one training here at a time.",
+                stacklevel=2,
+            )
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
 
 
 def _set_aside(path: Path, reason: str) -> None:

@@ -47,10 +47,12 @@ def train(
             # learn: section 4.2
             minibatches = [[(paths[c], advantage[c.start : c.stop]) for c in group] for group in groups]
             learnt = update(policy, run.optimizer, minibatches, params.trained_steps, ddpo, progress.learnt)
-        if not math.isfinite(learnt.gradient_norm):
+        finite = all(p.isfinite().all() for p in run.parameters)
+        if not (math.isfinite(learnt.gradient_norm) and finite):
+            what = "the adapter's weights are not finite" if not finite else "the gradient's norm is not finite"
             raise UserError(
-                f"training diverged: the gradient's norm is {learnt.gradient_norm} in round {round + 1}; use a smaller "
-                "ddpo.learning_rate or guidance_scale. The rounds before are kept."
+                f"training diverged: {what} in round {round + 1}; use a smaller ddpo.learning_rate, "
+                "ddpo.weight_decay, lora.alpha or guidance_scale. The rounds before are kept."
             )
         run.finish(Round.of(round, rewards, judged, asked, processes.gather([learnt])))
         if round + 1 == max(4, ddpo.rounds // 4):

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
@@ -51,6 +51,8 @@ def snapshot(repo: str, revision: str, patterns: Sequence[str], ignore: Sequence
 
 def file(repo: str, name: str) -> Path:
     """One file of `repo` in the hub's cache; the name of its folder is the commit."""
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise UserError(f"{repo}: {name!r} is not the path of a file in it; correct `weights` in params.yaml.")
     with _explained(repo, "main", name):
         path = Path(hf_hub_download(repo, name))
     check(path, repo)

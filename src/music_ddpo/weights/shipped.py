@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
 from music_ddpo.core.errors import UserError
-from music_ddpo.core.files import digest, whole
+from music_ddpo.core.files import digest, read_json, verify, whole
 
 MANIFEST, REFERENCE = "manifest.json", "reference.json"  # the manifest is {path: SHA-256}
 
@@ -26,7 +25,7 @@ def copy(source: Path, part: str, target: Path) -> str:
     if not known:
         raise UserError(f"{source / MANIFEST}: lists no files in {part}/, so the shipped model does not have it.")
     for name, sha in tqdm(known.items(), desc=f"verify {part}", unit="file"):
-        _verify(source / name, sha)
+        verify(source / name, sha, f"restore it with `git checkout {source / name}`")
     with whole(target) as partial:
         for name in known:
             copied = partial / Path(name).relative_to(part)
@@ -36,32 +35,18 @@ def copy(source: Path, part: str, target: Path) -> str:
 
 
 def read_manifest(source: Path) -> dict[str, str]:
-    """SHA-256 of every file of a shipped model, by path; `UserError` if it is missing or damaged."""
-    path = source / MANIFEST
-    try:
-        known = json.loads(path.read_text())
-        if not (isinstance(known, dict) and known and all(isinstance(v, str) for v in known.values())):
-            raise ValueError("contains no checksums")
-        return known
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; restore it with `git checkout {source}`.") from None
-    except ValueError as error:  # neither JSON nor text, or other content
-        raise UserError(f"{path}: is not a manifest ({error}); restore it with `git checkout {source}`.") from None
+    """SHA-256 of every file of a shipped model, by path in it; `UserError` if it is missing or damaged."""
+    path, way_out = source / MANIFEST, f"restore it with `git checkout {source}`"
+    known = read_json(path, dict[str, str], ["pipeline/model_index.json"], way_out)
+    outside = [name for name in known if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
+    if outside:
+        raise UserError(f"{path}: names a file outside its folder ({outside[0]!r}); {way_out}.")
+    return known
 
 
-def read_reference(source: Path) -> dict:
+def read_reference(source: Path) -> dict[str, dict[str, dict[str, float]]]:
     """The scores of real recordings that a shipped model comes with, {judge: {instrument: {emotion: score}}}."""
     path = source / REFERENCE
-    _verify(path, read_manifest(source).get(REFERENCE, ""))
-    return json.loads(path.read_text())
-
-
-def _verify(path: Path, expected: str) -> None:
-    if not path.is_file():
-        raise UserError(f"{path}: this weight file is missing; restore it with `git checkout {path}`.")
-    found = digest(path)
-    if found != expected:
-        raise UserError(
-            f"{path}: this weight file is truncated or altered (SHA-256 {found[:12]}…, expected {expected[:12]}…); "
-            f"restore it with `git checkout {path}`."
-        )
+    way_out = f"restore it with `git checkout {path}`"
+    verify(path, read_manifest(source).get(REFERENCE, ""), way_out)
+    return read_json(path, dict[str, dict[str, dict[str, float]]], way_out=way_out)

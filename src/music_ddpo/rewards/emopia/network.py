@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.functional import relu
 from torchaudio.transforms import AmplitudeToDB, MelSpectrogram
 
+PART = "wav/ar_va"  # in the authors' folders, the audio classifier of four quadrants
 WEIGHTS, SETTINGS = "model.safetensors", "hparams.yaml"  # the files that a trained network is stored in
 
 

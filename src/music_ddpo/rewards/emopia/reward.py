@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
+from pydantic import BaseModel, Field, ValidationError
 from safetensors.torch import load_file
 
 from music_ddpo.core.audio import consecutive, cover, resample
 from music_ddpo.core.errors import UserError, in_one_line
-from music_ddpo.core.files import read_json, write_json
+from music_ddpo.core.files import read_json, read_text, write_json
 from music_ddpo.core.params import Params
 from music_ddpo.core.prompts import QUADRANTS, Prompt
+from music_ddpo.core.tensors import require_finite
 from music_ddpo.rewards.base import Judgement, Reward
-from music_ddpo.rewards.emopia.network import SETTINGS, WEIGHTS, ShortChunkResNet
+from music_ddpo.rewards.emopia.network import PART, SETTINGS, WEIGHTS, ShortChunkResNet
 from music_ddpo.weights import shipped
+from music_ddpo.weights.manifests import WAY_OUT
 from music_ddpo.weights.sources import SHIPPED
 
-MEL = ("n_fft", "f_min", "f_max", "n_mels", "n_channels")
 WINDOWS = "windows.json"  # the file with `emopia.windows` of params.yaml
+LARGEST = 1_000_000  # bytes of the settings; the authors' have a thousand
 
 
 class Emopia(Reward):
@@ -75,15 +77,16 @@ class Emopia(Reward):
     @classmethod
     def of_folder(cls, folder: Path, device: torch.device, windows: str) -> Emopia:
         """Loads the weights in a folder and the settings beside them."""
-        hparams = read_hparams(folder)
-        network = ShortChunkResNet(hparams["sr"], **{key: hparams[key] for key in MEL})
+        settings = read_hparams(folder)
+        network = ShortChunkResNet(settings.wav.sr, **settings.hparams.model_dump())
         network.load_state_dict(load_file(folder / WEIGHTS))
-        return cls(network, hparams["sr"], hparams["input_length"], device, windows)
+        require_finite(network, folder / WEIGHTS, WAY_OUT)
+        return cls(network, settings.wav.sr, settings.wav.input_length, device, windows)
 
     @classmethod
     def shortest_clip(cls, folder: Path) -> float:
         """The length of a window, in seconds."""
-        return float(read_hparams(folder)["input_length"])
+        return read_hparams(folder).wav.input_length
 
     @torch.no_grad()
     def judge(self, waveforms: torch.Tensor, sample_rate: int, prompts: Sequence[Prompt]) -> Judgement:
@@ -107,22 +110,50 @@ class Emopia(Reward):
         )
 
 
-def read_hparams(folder: Path) -> dict[str, Any]:
-    """The settings that the authors save beside their checkpoint, of waveform and network in one dictionary."""
+class Wave(BaseModel):
+    """The group `wav` of the settings: sample rate in Hz, and length of a window in seconds."""
+
+    sr: int = Field(ge=1000, le=192_000)
+    input_length: float = Field(gt=0, le=300, allow_inf_nan=False)
+
+
+class Network(BaseModel):
+    """The group `hparams` of the settings: frequencies in Hz."""
+
+    n_fft: int = Field(ge=16, le=65_536)
+    f_min: float = Field(ge=0, allow_inf_nan=False)
+    f_max: float = Field(gt=0, le=96_000, allow_inf_nan=False)
+    n_mels: int = Field(ge=1, le=4096)
+    n_channels: int = Field(ge=1, le=4096)
+
+
+class Task(BaseModel):
+    """The group `task` of the settings: the names of the classes."""
+
+    labels: list[str] = list(QUADRANTS)
+
+
+class HParams(BaseModel):
+    """The settings that the authors save beside their checkpoint."""
+
+    wav: Wave
+    hparams: Network
+    task: Task = Task()
+
+
+def read_hparams(folder: Path) -> HParams:
+    """The settings in a folder; `UserError` if they are missing, damaged or of other classes."""
     path = folder / SETTINGS
-    if not path.is_file():
-        raise UserError(f"{path}: not found; run `dvc repro -f fetch`.")
+    text = read_text(path, WAY_OUT, LARGEST)
     try:
-        content = yaml.safe_load(path.read_text())
-        hparams = content["wav"] | content["hparams"]
-        labels = content.get("task", {}).get("labels", list(QUADRANTS))
-        missing = sorted({"sr", "input_length", *MEL} - set(hparams))
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError):
-        raise UserError(
-            f"{path}: truncated or altered: it has no groups `wav` and `hparams`; run `dvc repro -f fetch`."
-        ) from None
-    if missing:
-        raise UserError(f"{path}: truncated or altered, {missing[0]!r} is missing; run `dvc repro -f fetch`.")
-    if labels != list(QUADRANTS):
-        raise UserError(f"{path}: these weights classify {labels}, not {list(QUADRANTS)}; use those in wav/ar_va.")
-    return hparams
+        found = HParams.model_validate(yaml.safe_load(text))
+    except ValidationError as error:
+        first = error.errors()[0]
+        wrong = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        wrong = f"is not YAML: {in_one_line(error, 100)}"
+    else:
+        if found.task.labels != list(QUADRANTS):
+            raise UserError(f"{path}: these weights classify {found.task.labels}, not {list(QUADRANTS)}; use {PART}.")
+        return found
+    raise UserError(f"{path}: truncated or altered ({wrong}); {WAY_OUT}.")
