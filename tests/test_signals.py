@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import signal
 import time
-from pathlib import Path
 
 import pytest
-import torch
 
-from helpers.project import leftovers, messages, same_bits, set_params, trained
+from helpers.project import leftovers, messages, rounds_done, same_bits, set_params, trained
 from helpers.ranks import run_stage, start_stage
 from music_ddpo.core import audio
 from music_ddpo.machine import signals
 
 ROUNDS = {"ddpo__rounds": 5, "duration": 3}
-
-
-def rounds_done(checkpoint: Path) -> int:
-    return len(torch.load(checkpoint, weights_only=True)["rounds"]) if checkpoint.is_file() else 0
 
 
 def test_a_training_that_is_really_killed_by_each_signal_in_turn_ends_with_the_bit_identical_adapter(stages, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -171,6 +172,14 @@ def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> torch.Tenso
 def leftovers(folder: Path) -> list[Path]:
     """Half-written files and checkpoints."""
     return [*folder.rglob("*.partial"), *(folder / ".checkpoints").glob("*.pt")]
+
+
+def rounds_done(checkpoint: Path) -> int:
+    """How many finished rounds a checkpoint has."""
+    if not checkpoint.is_file():
+        return 0
+    state = torch.load(checkpoint, weights_only=True)["state"]
+    return len(torch.load(io.BytesIO(state.numpy().tobytes()), weights_only=True)["rounds"])
 
 
 def messages(stderr: str) -> list[str]:
