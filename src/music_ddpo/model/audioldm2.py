@@ -79,7 +79,10 @@ class Generator:
         try:
             models = {name: load_model(kind, folder / name) for name, kind in MODELS.items()}
             pipeline = AudioLDM2Pipeline.from_pretrained(folder, local_files_only=True, **models)
-            return cls(pipeline, device, dtype)
+            generator = cls(pipeline, device, dtype)
+            if generator.sample_rate <= 0:
+                raise ValueError(f"sampling_rate in vocoder/config.json is {generator.sample_rate}")
+            return generator
         except Exception as error:  # safetensors, transformers and diffusers each raise their own
             raise UserError(
                 f"{folder}: could not be loaded ({in_one_line(error)}); a file is missing, truncated or altered: "
