@@ -56,7 +56,7 @@ def measure(setting: dict[str, int]) -> dict[str, float]:
     chosen = {"emotions": emotions[: max(4, count // 4)], "instruments": instruments[: count // 4]}
     prompts = params.prompts.model_copy(update=chosen)
     generator = Generator.load(MODELS / "pipeline", torch.device("cpu"))
-    reward = Emopia.load(MODELS, torch.device("cpu"))
+    reward = Emopia.of_folder(MODELS / "rewards" / "emopia", torch.device("cpu"), "cover")
     before, started = peak(), time.perf_counter()
     ours(generator, reward, params.model_copy(update={"prompts": prompts}))
     return {"seconds": round(time.perf_counter() - started, 2), "memory_mb": round((peak() - before) / 1e6, 1)}

@@ -152,7 +152,7 @@ def one_round(setting: Setting, batch: int | None, trajectories: int, reward: Re
 
 def measure(settings: tuple[Setting, ...], device: torch.device, dtype: torch.dtype, repeats: int) -> list[dict]:
     """Each setting on both sides, in turns; of several repeats the median."""
-    reward, rows = Emopia.load(MODELS, device), []
+    reward, rows = Emopia.of_folder(MODELS / "rewards" / "emopia", device, "cover"), []
     with tqdm(total=sum(1 + len(s.batches) for s in settings) * repeats, unit="round") as bar:
         for setting in settings:
             sides = (None, *setting.batches)
@@ -193,7 +193,8 @@ def summarise(setting: Setting, runs: dict[int | None, list[dict]]) -> list[dict
 
 def profile(setting: Setting, device: torch.device, dtype: torch.dtype) -> str:
     """Where the time of one of our rounds goes, by operation."""
-    reward, generator = Emopia.load(MODELS, device), load(device, dtype)
+    reward = Emopia.of_folder(MODELS / "rewards" / "emopia", device, "cover")
+    generator = load(device, dtype)
     on_gpu = device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * on_gpu
     with torch.profiler.profile(activities=activities, acc_events=True) as recorded:

@@ -10,7 +10,14 @@ import pytest
 from huggingface_hub import constants
 
 from helpers.hub import Hub, reach
-from helpers.project import CPU, MINI, copy_for_stages, copy_of_project, load_generator, set_params, succeed
+from helpers.project import (
+    copy_for_stages,
+    copy_of_project,
+    load_generator,
+    mini_emopia,
+    set_params,
+    succeed,
+)
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at a time, and would compete for the cores
 
@@ -35,9 +42,7 @@ def stages(fetched: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def models():
     """The embedded generator and the EMOPIA reward, to be copied."""
-    from music_ddpo.rewards.emopia import Emopia
-
-    return load_generator(), Emopia.load(MINI, CPU)
+    return load_generator(), mini_emopia()
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from helpers.project import CPU, MINI, PROJECT, load_generator, run, saved_adapter, small
+from helpers.project import CPU, MINI, PROJECT, load_generator, mini_emopia, run, saved_adapter, small
 from music_ddpo.core import audio
 from music_ddpo.core.checked_tables import Number, Text, read_table
 from music_ddpo.core.errors import UserError, in_one_line
@@ -377,7 +377,7 @@ def test_weights_and_scores_that_are_not_finite_name_their_reward(models):
     save_file(states, path)
     assert "dense2.bias" in refused(path, Emopia.from_folder, path.parent, CPU)
 
-    judge = Emopia.load(MINI, CPU)
+    judge = mini_emopia()
     judge.network.dense2.bias.data[0] = float("nan")
     sound = 0.1 * torch.rand(2, 5 * 16_000)
     with pytest.raises(UserError, match=r"^reward emopia: value is not finite for 2 of 2 clips"):

@@ -15,7 +15,7 @@ import yaml
 from click.testing import CliRunner, Result
 from huggingface_hub import constants
 
-from helpers.project import CPU, MINI, execution, load_generator, params_with, prompts_of, small
+from helpers.project import CPU, MINI, execution, load_generator, mini_emopia, params_with, prompts_of, small
 from music_ddpo.cli import main
 from music_ddpo.core import audio
 from music_ddpo.core.errors import UserError
@@ -292,7 +292,7 @@ def test_a_wrong_speed_is_also_found_where_a_judge_does_not_say_its_rate(music):
 
 
 def test_a_judge_that_answers_differently_the_second_time_is_broken(music):
-    emopia = reward_class("emopia").load(MINI, CPU)
+    emopia = mini_emopia()
     noise = torch.Generator().manual_seed(0)
     noisy = Wrapped(emopia, lambda x, rate: (x + 0.1 * torch.randn(x.shape, generator=noise), rate))
     (good, bad), _ = rows_of(
@@ -526,7 +526,7 @@ def test_peak_memory_is_what_a_block_needs_on_top():
 
 def test_the_estimate_of_a_training_changes_neither_weights_nor_random_numbers(prepared):
     policy, run = prepared
-    emopia, params = reward_class("emopia").load(MINI, CPU), PARAMS
+    emopia, params = mini_emopia(), PARAMS
     state, before = torch.get_rng_state(), [p.detach().clone() for p in run.parameters]
     line = estimate.announcement(policy, emopia, prompts_of(params), params, execution(4, 2), done=0)
     assert line.startswith("train emopia: 2 rounds of 8 clips will take about ")

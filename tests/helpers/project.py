@@ -23,6 +23,7 @@ from music_ddpo.machine.batches import Execution
 from music_ddpo.model import adapter
 from music_ddpo.model.audioldm2 import Generator
 from music_ddpo.model.policy import Policy
+from music_ddpo.rewards.emopia import Emopia
 
 PROJECT = Path(__file__).parents[2]
 MINI = PROJECT / "mini" / "models"
@@ -82,6 +83,11 @@ def load_generator(dtype: torch.dtype = torch.float32) -> Generator:
     generator = Generator.load(MINI / "pipeline", CPU, dtype)
     generator.free_text_encoders = _nothing
     return generator
+
+
+def mini_emopia() -> Emopia:
+    """The embedded classifier, on windows that cover the clip."""
+    return Emopia.of_folder(MINI / "rewards" / "emopia", CPU, "cover")
 
 
 def _nothing() -> None:
