@@ -335,6 +335,7 @@ def models(tmp_path) -> Path:
     """The files of `models/` that these tests read."""
     folder = tmp_path / "models"
     shutil.copytree(MINI / "rewards" / "emopia", folder / "rewards" / "emopia")
+    write_json(folder / "rewards" / "emopia" / "windows.json", {"windows": "cover"})
     known = {"weights": checksums(folder / "rewards" / "emopia"), "shortest_clip": 3.0}
     write_json(folder / "rewards" / "emopia" / "manifest.json", known)
     shutil.copytree(MINI / "pipeline" / "scheduler", folder / "pipeline" / "scheduler")
@@ -375,7 +376,7 @@ def test_weights_and_scores_that_are_not_finite_name_their_reward(models):
     states = load_file(path)
     states["dense2.bias"][0] = float("nan")
     save_file(states, path)
-    assert "dense2.bias" in refused(path, Emopia.from_folder, path.parent, CPU)
+    assert "dense2.bias" in refused(path, Emopia.of_folder, path.parent, CPU, "cover")
 
     judge = mini_emopia()
     judge.network.dense2.bias.data[0] = float("nan")
@@ -499,6 +500,6 @@ def test_make_repro_removes_an_empty_lock_of_a_killed_dvc_and_no_other(tmp_path)
 
 
 def test_ctrl_c_while_a_stage_imports_ends_it_without_a_traceback(tmp_path):
-    code = "import beside, os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(5)"
-    done = run(PROJECT / "stages", sys.executable, "-c", code)
+    code = "import sys; sys.path.insert(0, 'stages'); import beside, os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(5)"
+    done = run(PROJECT, sys.executable, "-c", code)
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")

@@ -38,6 +38,8 @@ def load_reward(name: str, models: Path, device: torch.device) -> Reward:
     if "mix" in manifest:
         return Mixture(name, [(load_reward(part, models, device), w) for part, w in manifest["mix"].items()])
     check_files(folder, manifest.get("weights", {}))
+    for need, known in manifest.get("needs", {}).items():
+        check_files(models / "rewards" / need, known["weights"])
     try:
         return reward_class(name).load(models, device)
     except UserError:

@@ -17,13 +17,14 @@ WAY_OUT = "run `dvc repro -f fetch`"
 
 
 class Manifest(TypedDict, total=False):
-    """Of a reward: the checksums of its weights and of its code, and the shortest clip; or of a mixture."""
+    """Of a reward: the checksums of its weights and its code, the shortest clip, what it needs; or of a mixture."""
 
     __pydantic_config__ = ConfigDict(allow_inf_nan=False)  # type: ignore[misc]
 
     weights: dict[str, str]
     code: dict[str, str]
     shortest_clip: float
+    needs: dict[str, dict[str, Any]]
     mix: dict[str, float]
     parts: dict[str, dict[str, Any]]
 
