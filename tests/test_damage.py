@@ -500,6 +500,6 @@ def test_make_repro_removes_an_empty_lock_of_a_killed_dvc_and_no_other(tmp_path)
 
 
 def test_ctrl_c_while_a_stage_imports_ends_it_without_a_traceback(tmp_path):
-    code = "import sys; sys.path.insert(0, 'stages'); import beside, os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(5)"
-    done = run(PROJECT, sys.executable, "-c", code)
+    code = "import beside, os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(5)"
+    done = run(PROJECT, sys.executable, "-c", code, env={"PYTHONPATH": "stages"})
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
