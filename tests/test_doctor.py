@@ -241,9 +241,9 @@ class Wrapped:
         return self.judge_.score(*self.fault(waveforms, sample_rate), prompts)
 
 
-@pytest.fixture(scope="module", params=["clap", "emopia", "held_out"])
-def judge(request):
-    return reward_class(request.param).load(MINI, CPU)
+@pytest.fixture(scope="module", params=["clap", "emopia", "held_out", "preference"])
+def judge(request, fetched):
+    return reward_class(request.param).load(fetched / "models", CPU)
 
 
 @pytest.fixture(scope="module")
@@ -442,7 +442,7 @@ def test_the_calls_of_a_real_round_are_those_that_the_estimate_counts(prepared, 
 
     monkeypatch.setattr(Policy, "_gaussian", counted)
     monkeypatch.setattr(rising, "ROUNDS", 1)
-    monkeypatch.setattr(rising, "TRAJECTORIES", 4)
+    monkeypatch.setattr(rising, "TRAJECTORIES", 8)
     monkeypatch.setattr(rising, "_levels", lambda *_: torch.zeros(2))
     policy, run = prepared
     before = [p.detach().clone() for p in run.parameters]
@@ -451,7 +451,7 @@ def test_the_calls_of_a_real_round_are_those_that_the_estimate_counts(prepared, 
     with torch.no_grad():
         for parameter, value in zip(run.parameters, before, strict=True):
             parameter.copy_(value)
-    one = small(ddpo__rounds=1, ddpo__trajectories_per_round=4)
+    one = small(ddpo__rounds=1, ddpo__trajectories_per_round=8)
     assert calls[False] == estimate.seconds(one, estimate.Speed(1.0, 0.0, 0.0), 0.0)
     assert calls[True] == estimate.seconds(one, estimate.Speed(0.0, 1.0, 0.0), 0.0)
 
