@@ -47,7 +47,7 @@ class LaionEncoder(Encoder):
         """The embeddings of pieces of audio, float32 [pieces, dimensions]; laion-clap quantises arrays, not tensors.
 
         One by one: in a batch of any size a piece's embedding has other bits (by up to 1e-7 on a CPU), so a clip's
-        score would depend on its batch. On a CPU a batch is not faster either.
+        score would depend on its batch. On one CPU thread a batch is not faster either.
         """
         embed = self.module.get_audio_embedding_from_data
         if quantised:
