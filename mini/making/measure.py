@@ -17,9 +17,9 @@ from music_ddpo.core.params_file import load as load_params
 from music_ddpo.core.prompts import EMOTIONS_OF_QUADRANT, QUADRANTS, Prompt, fill, make_prompts
 from music_ddpo.core.randomness import random_generator
 from music_ddpo.machine.batches import choose
-from music_ddpo.measuring.clips import render
 from music_ddpo.model.audioldm2 import Generator
 from music_ddpo.model.policy import Policy
+from music_ddpo.model.rendering import render
 from music_ddpo.rewards.base import Reward
 from music_ddpo.rewards.clap import Clap
 from music_ddpo.rewards.emopia import Emopia
@@ -69,7 +69,8 @@ def main() -> None:
     generator = Generator.load(MODELS / "pipeline", torch.device("cpu"))
     cpu = torch.device("cpu")
     emopia = Emopia.of_folder(MODELS / "rewards" / "emopia", cpu, params.emopia.windows)
-    clap, player, preference = (kind.load(MODELS, cpu) for kind in (Clap, HeldOutClap, Preference))
+    clap, preference = (kind.load(MODELS, cpu) for kind in (Clap, Preference))
+    player = HeldOutClap.of_pipeline(MODELS / "pipeline", cpu)
     metrics: dict[str, float] = json.loads(Path("build/preference.json").read_text())
 
     # Held-out recordings, as they are and after VAE and vocoder.

@@ -14,8 +14,8 @@ from music_ddpo.core.prompts import Prompt
 from music_ddpo.core.randomness import random_generator
 from music_ddpo.doctor.report import BROKEN, OK, Check, Row
 from music_ddpo.machine.batches import Execution
-from music_ddpo.measuring.clips import render
 from music_ddpo.model.policy import Policy
+from music_ddpo.model.rendering import render
 from music_ddpo.rewards.base import Judgement, Reward
 from music_ddpo.training import loop
 from music_ddpo.training.checkpoint import Run

@@ -10,6 +10,8 @@ from music_ddpo.rewards.clap.hf import TransformersEncoder
 from music_ddpo.rewards.clap.reward import Clap
 from music_ddpo.weights.manifests import check_pipeline
 
+PARTS = ("text_encoder", "feature_extractor", "tokenizer")
+
 
 class HeldOutClap(Clap):
     """CLAP's similarity by the generator's own text encoder: it judges every clip and rewards none."""
@@ -24,7 +26,10 @@ class HeldOutClap(Clap):
     @classmethod
     def load(cls, models: Path, device: torch.device) -> HeldOutClap:
         """Loads it from the pipeline."""
-        parts = ("text_encoder", "feature_extractor", "tokenizer")
-        folder = check_pipeline(models, [f"{part}/" for part in parts])
-        model, extractor, tokenizer = (folder / part for part in parts)
+        return cls.of_pipeline(check_pipeline(models, [f"{part}/" for part in PARTS]), device)
+
+    @classmethod
+    def of_pipeline(cls, folder: Path, device: torch.device) -> HeldOutClap:
+        """Loads it from the folder of a pipeline."""
+        model, extractor, tokenizer = (folder / part for part in PARTS)
         return cls(TransformersEncoder(model, extractor, tokenizer, device))
