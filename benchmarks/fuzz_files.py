@@ -55,7 +55,7 @@ NUMBER = re.compile(rb"(?<![\w.])-?\d+(\.\d+)?([eE][-+]?\d+)?(?![\w.])")
 REFUSED, TRACEBACK = 10, 11  # exit codes
 
 
-# Damages: the content of a file, and a source of chance; None makes a pipe of the file.
+# Damages: the content of a file, and a random generator; a result of None makes a named pipe of the file.
 
 
 def flipped(content: bytes, rng: random.Random) -> bytes:
@@ -123,7 +123,7 @@ class Kinds:
         params = parse(content)
         os.chdir(PROJECT)
         models = project / "models"
-        fetching.fetch("mini", params.weights, ["clap", "emopia"], {}, models)
+        fetching.fetch(params, models)
         os.chdir(project)
         shutil.copytree(models / "pipeline", project / "own")
         shutil.copytree(PROJECT / "mini" / "models", project / "shipped")

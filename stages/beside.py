@@ -1,4 +1,4 @@
-"""Comes first in a stage: it gets the package in ../src, and params.yaml is checked before torch is imported.
+"""Imported first by every stage: puts ../src first on the import path, checks params.yaml before torch is imported.
 
 A queued experiment is a copy of the project with its own code.
 """

@@ -1,4 +1,4 @@
-"""Checks params.yaml. All stages follow this one, so DVC removes no result of an earlier run for a wrong value."""
+"""Checks params.yaml. All stages follow this one, so DVC removes no earlier result because of a wrong value."""
 
 import warnings
 

@@ -1,6 +1,6 @@
 """Trains the preference head on votes of simulated listeners, who mostly prefer the recording that is less spoiled.
 
-They are no people. The head has the architecture of TuneJury's, on the embeddings of the CLAP that gives the reward.
+No human votes are used. The head has the architecture of TuneJury's, on the `clap` reward's embeddings.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def generate(
 
 
 @main.command()
-@click.option("--train", is_flag=True, help="Also train with an easy reward, which must rise; takes minutes.")
+@click.option("--train", is_flag=True, help="Also train a little with loudness as the reward; takes minutes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def doctor(train: bool, as_json: bool) -> None:
     """Checks this machine and the fetched models, and estimates what `dvc repro` will take.

@@ -25,7 +25,7 @@ def write(path: Path | str, waveform: torch.Tensor, sample_rate: int) -> None:
         If a value is not finite, which a WAV file would hide.
     """
     if not waveform.isfinite().all():
-        raise UserError(f"{path}: not written, because the waveform is not finite.")
+        raise UserError(f"{path}: not written, because the waveform is not finite; use a smaller guidance_scale.")
     soundfile.write(path, waveform.clamp(-1, 1).numpy(), sample_rate, subtype="PCM_16", format="WAV")
 
 
@@ -68,7 +68,7 @@ def consecutive(waveforms: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def cover(waveforms: torch.Tensor, length: int) -> torch.Tensor:
-    """As many evenly spread windows as cover the waveform: [..., ceil(samples / length), length].
+    """As many evenly spaced windows as cover the waveform; they may overlap: [..., ceil(samples / length), length].
 
     A waveform that is shorter than a window is one window of its own length.
     """

@@ -46,7 +46,7 @@ def read_table(path: Path | str, columns: Mapping[str, Text | Number]) -> pd.Dat
     except (ValueError, OverflowError) as error:  # of pandas too
         raise damaged(in_one_line(error, 100)) from None
     if not isinstance(table.index, pd.RangeIndex) or not len(table):
-        raise damaged("it has no rows" if not len(table) else "its rows are longer than its head")
+        raise damaged("it has no rows" if not len(table) else "a row has more cells than the header")
     for name, kind in columns.items():
         if name not in table:
             raise damaged(f"it has no column {name!r}")
@@ -69,7 +69,7 @@ def read_table(path: Path | str, columns: Mapping[str, Text | Number]) -> pd.Dat
 def require_equal(path: Path | str, found: pd.DataFrame, expected: pd.DataFrame, source: Path | str) -> None:
     """`UserError` if a table has other rows than `expected`, which comes from `source`; other columns do not matter."""
     if len(found) != len(expected):
-        raise UserError(f"{path}: has {len(found)} rows, but {len(expected)} clips follow from {source}; {AGAIN}.")
+        raise UserError(f"{path}: has {len(found)} rows, but {source} has {len(expected)} clips; {AGAIN}.")
     for name in expected:
         differ = (found[name] != expected[name]).to_numpy()
         if differ.any():

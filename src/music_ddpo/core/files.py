@@ -181,12 +181,12 @@ def read_json(path: Path | str, kind: Any = dict[str, Any], needs: Sequence[str]
 
 @contextmanager
 def content_of(*paths: Path | str) -> Iterator[None]:
-    """Inside it, what only wrong content of these files can cause becomes a `UserError` that names them."""
+    """Turns an exception that wrong content of these files causes into a `UserError` that names them."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(
-            f"{', '.join(map(str, paths))}: one of these is damaged, or they are of different runs "
+            f"{', '.join(map(str, paths))}: one of these is damaged, or they come from different runs "
             f"({type(error).__name__}: {in_one_line(error, 100)}); remove them and run `dvc repro`."
         ) from error
 

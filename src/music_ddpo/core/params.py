@@ -265,7 +265,10 @@ class Params(Group):
         """Each reward is judged, or is a mixture of judged ones."""
         for name, mix in self.mixtures.items():
             if not name.isidentifier() or len(name) > 50 or name in {*known_rewards(), *TAKEN}:
-                raise ValueError(f"mixtures: {quoted(name)} must be a word that is not in use yet")
+                raise ValueError(
+                    f"mixtures: {quoted(name)} must be a word that is not in use yet: letters, digits and _, at most 50 "
+                    "characters, and not the name of a reward; rename it"
+                )
             if not mix:
                 raise ValueError(f"mixtures.{name}: must have at least one reward with its weight")
             known = self.judges if name in self.rewards else known_rewards()

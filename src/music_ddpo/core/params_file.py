@@ -46,7 +46,7 @@ def _read(path: Path) -> str:
         if not path.is_file():  # reading a pipe or a device might never end
             raise UserError(f"{path}: is not a regular file; restore it with `git checkout {path}`.")
         if path.stat().st_size > LARGEST:
-            raise UserError(f"{path}: has more than {LARGEST // 1024} kB, so it is not a params.yaml.")
+            raise UserError(f"{path}: has more than {LARGEST // 1024} kB; restore it with `git checkout {path}`.")
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 text ({error}); save it in that encoding.") from None

@@ -1,1 +1,1 @@
-"""`music-ddpo doctor`: checks of machine, weights, sound, policy and cost, before a day is spent on a training."""
+"""`music-ddpo doctor`: checks of machine, weights, sound, first update and cost, before a long training."""

@@ -26,6 +26,7 @@ from music_ddpo.training import setup
 from music_ddpo.training.checkpoint import Run
 
 MODELS = Path("models")
+AGAIN = "correct what the lines above say, and run again"
 
 
 @dataclass
@@ -44,7 +45,7 @@ def examine(report: Report, train: bool = False) -> None:
     Parameters
     ----------
     train
-        Whether to train with an easy reward too, which takes minutes.
+        Whether to train with loudness as the reward too, which takes minutes.
     """
     start = time.time() - psutil.Process().create_time()  # as long as a stage needs until it begins
     report.run("versions", environment.versions())
@@ -55,7 +56,7 @@ def examine(report: Report, train: bool = False) -> None:
     report.run("disk", environment.disk())
     usable = report.run("weights", environment.fetched(params, MODELS))
     if execution is None or usable is None or not (MODELS / "manifest.json").is_file():
-        report.add(Row("sound, policy, cost", LOOK, "not checked: they need a device and fetched weights"))
+        report.add(Row("sound, update, cost", LOOK, "not checked: they need a device and fetched weights", AGAIN))
         return
     measured = Costs(start=start, base=in_use(execution.device), weights=environment.bytes_in(MODELS))
     loaded = {name: report.run(f"judge {name}", _judge(name, execution, measured)) for name in usable}
@@ -63,7 +64,7 @@ def examine(report: Report, train: bool = False) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         ready = report.run("model", _model(params, execution, Path(scratch), measured))
         if ready is None:
-            report.add(Row("sound, policy, cost", LOOK, "not checked: they need the model"))
+            report.add(Row("sound, update, cost", LOOK, "not checked: they need the model", AGAIN))
             return
         _use(ready, judges, params, execution, measured, report)
         if train:

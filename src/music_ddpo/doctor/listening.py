@@ -1,4 +1,4 @@
-"""The way of a clip: generated, decoded, written, resampled, judged."""
+"""Checks of one clip: sampling, decoding, WAV file, resampling, scores."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def hears(name: str, judge: Reward, waveforms: torch.Tensor, rate: int, prompts:
     own = network_rate(judge)
     listens = f"listens at {own / 1000:g} kHz, a tone of {TONE:g} Hz arrives with it; " if own else ""
     if wrong <= 1e-6:
-        unknown = "its score does not depend on the speed, so nothing follows; use another clip or check its code"
+        unknown = "its score does not depend on the speed, so this check cannot tell; see whether its `judge` resamples"
         return Row(check, LOOK, listens + text, unknown, numbers)
     return Row(check, OK, listens + text, numbers=numbers)
 

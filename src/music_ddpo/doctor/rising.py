@@ -81,8 +81,8 @@ def rises(
         yield Row("training", OK, text, numbers=numbers)
     else:
         advice = (
-            "if even this reward does not rise, none will: see whether most actions are clipped (ddpo.clip_range) and "
-            "whether ddpo.timesteps, lora.rank and compute.precision are as in params.yaml's defaults"
+            "other rewards will probably not rise either: see whether most actions are clipped (ddpo.clip_range), and "
+            "compare ddpo.timesteps, lora.rank and compute.precision with the committed params.yaml"
         )
         yield Row("training", BROKEN, text, advice, numbers)
 

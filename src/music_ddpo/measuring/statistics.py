@@ -14,7 +14,7 @@ from scipy import stats
 class Estimate:
     """A number, its confidence interval, and the number of clips behind it.
 
-    The bounds are NaN if the clips do not tell: they are all equal, and the range of the number is not known.
+    The bounds are NaN if all clips have the same value, so that no interval can be computed.
     """
 
     value: float
@@ -56,7 +56,7 @@ def paired_change(before: np.ndarray, after: np.ndarray, confidence: float) -> E
     z = stats.norm.isf((1 - confidence) / 2)
 
     def score(change: float) -> float:
-        """The distance of the observed change from `change`, in standard deviations under it; less z, or plus z."""
+        """The observed change minus `change`, in standard deviations under `change`."""
         # the most likely probability of losing, given the change: the root of a x^2 + b x + c
         a, b = 2 * n, (2 * n - gained + lost) * change - gained - lost
         c = -lost * change * (1 - change)
@@ -98,7 +98,7 @@ def bootstrap(
 
     Returns
     -------
-    Without an interval if the statistic is the same in every resample: equal clips do not tell how others differ.
+    An estimate whose bounds are NaN if the statistic is the same in every resample.
     """
 
     def of_means(*samples: np.ndarray, axis: int = -1) -> np.ndarray:

@@ -48,8 +48,8 @@ def markdown(study: Study) -> str:
         "",
         f"The untouched model (original) and each adapter generated {count} clips from the same noise, {each} for each",
         f"emotion. Brackets contain {level} confidence intervals: Wilson's of an accuracy, Tango's of its change, the",
-        "bootstrap's otherwise. A change is significant if its interval excludes 0. [?] means that all clips are equal",
-        "and do not tell how others differ.",
+        "bootstrap's otherwise. A change is significant if its interval excludes 0. [?] means: no",
+        "interval, because all clips have the same value.",
     ]
     for judge in (j for j, headline in study.judges.items() if headline == "accuracy"):
         lines += [
@@ -97,9 +97,9 @@ def markdown(study: Study) -> str:
     if "preference" in study.judges:
         lines += [
             "",
-            "`preference` estimates which of two clips people would prefer, whatever the prompt: the higher score wins "
-            "with",
-            "probability sigmoid(difference). mini's was trained on simulated votes, not on people's.",
+            "`preference` predicts which of two clips people would prefer, whatever the prompt: a to b with",
+            "probability sigmoid(score of a - score of b). It uses the audio embeddings of the `clap` reward. mini's",
+            "was trained on simulated votes, not on people's.",
         ]
     return "\n".join(lines) + "\n"
 

@@ -71,8 +71,6 @@ def make_schedule(scheduler: DDIMScheduler, steps: int, eta: float) -> Schedule:
             "scheduler/scheduler_config.json: DDPO needs prediction_type 'epsilon' without clip_sample and "
             f"thresholding; found {config.prediction_type!r}, {config.clip_sample} and {config.thresholding}."
         )
-    if steps > config.num_train_timesteps:
-        raise UserError(f"steps: {steps} is more than this model's scheduler has, {config.num_train_timesteps}.")
     fresh = DDIMScheduler.from_config(config)
     most = config.num_train_timesteps
     if steps <= most:

@@ -140,7 +140,7 @@ class Reward(ABC):
             if wrong:
                 raise UserError(
                     f"reward {self.name}: {key} is not finite for {wrong} of {len(judged.value)} clips, so its weights "
-                    "or its code are damaged: run `dvc repro -f fetch`."
+                    "or its code are damaged: run `dvc repro -f fetch`, or correct `judge`."
                 )
 
 

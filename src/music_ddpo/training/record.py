@@ -22,7 +22,7 @@ class Round:
     reward, reward_std, by_emotion
         Mean and standard deviation over all clips, and the mean for each emotion.
     noise
-        Standard error of `reward`: what its clips would differ by in another round of the same policy.
+        Standard error of `reward`: how much it varies between rounds of an unchanged policy.
     unjudged
         Clips that could not be judged.
     clip_fraction, kl, gradient_norm, ratio_error
@@ -48,7 +48,7 @@ class Round:
         emotions = [p.emotion for p in asked]
         texts = [p.text for p in asked]
         groups = [rewards[[x == text for x in texts]].double() for text in dict.fromkeys(texts)]
-        variance = sum(len(g) * g.var().item() for g in groups if len(g) > 1)  # each prompt is asked as often as before
+        variance = sum(len(g) * g.var().item() for g in groups if len(g) > 1)
         return cls(
             round=round,
             reward=rewards.mean().item(),

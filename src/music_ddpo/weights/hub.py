@@ -102,7 +102,7 @@ def _explained(repo: str, revision: str, name: str = "") -> Iterator[None]:
     except ValueError as error:
         if not name:
             raise
-        raise UserError(f"weights.clap.file: {in_one_line(error, 120)} Correct params.yaml.") from None
+        raise UserError(f"{repo}: {name!r}: {in_one_line(error, 120)} Correct `weights` in params.yaml.") from None
     except RevisionNotFoundError:
         raise UserError(
             f"weights.revision: {repo} has no revision {revision!r}; give a branch, a tag or a full commit hash."

@@ -30,7 +30,7 @@ class Emopia(Reward):
     """EMOPIA's classifier; its four sigmoid scores are averaged over windows of 3 s.
 
     The windows are consecutive whole ones, as in the paper (one for 5 s, three for 10 s: the rest is not heard), or as
-    many as cover the clip, evenly spread (two for 5 s, four for 10 s): `emopia.windows` of params.yaml.
+    many as cover the clip, evenly spaced (two for 5 s, four for 10 s): `emopia.windows` of params.yaml.
 
     `value` and `margin` are the score of the prompt's quadrant minus the highest score, in [-1, 0].
     """

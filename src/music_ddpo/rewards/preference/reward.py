@@ -26,10 +26,10 @@ BAND = 16_000  # Hz; the head's training features were resampled to this rate, a
 
 
 class Preference(Reward):
-    """How much people would like the clip: the higher score of two wins with probability sigmoid(difference).
+    """Predicted human preference: people prefer clip a to clip b with probability sigmoid(score of a - score of b).
 
-    It does not know the prompt. The preprocessing is that of the head's training features: mono, resampled to 16 kHz
-    and from there to CLAP's 48 kHz, without quantisation to 16 bits, unit-norm embedding. (TuneJury's public scorer
+    It does not depend on the prompt. The preprocessing is that of the head's training features: mono, resampled to 16
+    kHz and from there to CLAP's 48 kHz, without quantisation to 16 bits, unit-norm embedding. (TuneJury's public scorer
     resamples directly and quantises; its training did not.) A clip that is longer than CLAP's window is split into
     evenly spaced windows, whose scores are averaged, where TuneJury takes one at random.
 
@@ -81,7 +81,7 @@ def _fetch(settings: PreferenceWeights, folder: Path) -> str:
     place = Path(settings.repo).expanduser()
     path = place / settings.file if place.is_dir() else hub.file(settings.repo, settings.file)
     if not path.is_file():
-        raise UserError(f"weights.preference.file: {path} does not exist.")
+        raise UserError(f"weights.preference.file: {path} does not exist; correct it, or weights.preference.repo.")
     found = git_object(path)
     if found != settings.git_object:
         raise UserError(
