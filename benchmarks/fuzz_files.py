@@ -35,6 +35,7 @@ import yaml
 from safetensors.torch import load_file
 
 from music_ddpo.core.errors import UserError
+from music_ddpo.core.params import LoRAParams
 from music_ddpo.core.params_file import parse
 from music_ddpo.core.prompts import make_prompts
 from music_ddpo.measuring import clips
@@ -207,7 +208,7 @@ class Kinds:
     def emopia(self, path: Path) -> Any:
         with tempfile.TemporaryDirectory() as target:
             came = weights.fetch("emopia.zip" if path.suffix == ".zip" else "best_weight/wav/ar_va", Path(target))
-            Emopia.from_folder(Path(target), CPU)
+            Emopia.of_folder(Path(target), CPU, "cover")
         return came
 
     def adapter(self, _: Path) -> Any:
@@ -244,7 +245,7 @@ class Kinds:
 
 
 def adapter_of(generator: Generator) -> list[torch.nn.Parameter]:
-    return adapter.add(generator, rank=4, alpha=4.0, seed=0)
+    return adapter.add(generator, LoRAParams(rank=4, alpha=4.0, targets="cross"), seed=0)
 
 
 def attempt(read: Callable[[Path], Any], path: Path, said: Path) -> tuple[int, float, float]:

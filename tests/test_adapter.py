@@ -42,8 +42,9 @@ def test_the_attention_layers_that_are_asked_for_are_trained_and_everything_else
     assert not any(p.requires_grad for m in frozen for n, p in m.named_parameters() if "lora_" not in n)
 
 
-def test_stock_peft_loads_a_saved_adapter_onto_a_stock_pipeline_with_the_same_output(tmp_path):
-    generator = saved_adapter(tmp_path / "adapter")
+@pytest.mark.parametrize("targets", ["cross", "all"])
+def test_stock_peft_loads_a_saved_adapter_onto_a_stock_pipeline_with_the_same_output(targets, tmp_path):
+    generator = saved_adapter(tmp_path / "adapter", targets)
     ours = generator.decode(denoise(generator, [PROMPT], steps=9), 5)
 
     pipe = AudioLDM2Pipeline.from_pretrained(MINI / "pipeline")
@@ -59,8 +60,9 @@ def test_stock_peft_loads_a_saved_adapter_onto_a_stock_pipeline_with_the_same_ou
     assert (untouched - ours).abs().max() > 1e-2
 
 
-def test_a_loaded_adapter_sounds_like_the_saved_one_bit_for_bit(tmp_path):
-    generator = saved_adapter(tmp_path / "adapter")
+@pytest.mark.parametrize("targets", ["cross", "all"])
+def test_a_loaded_adapter_sounds_like_the_saved_one_bit_for_bit(targets, tmp_path):
+    generator = saved_adapter(tmp_path / "adapter", targets)
     loaded = load_generator()
     adapter.load(loaded, tmp_path / "adapter")
     assert torch.equal(denoise(loaded, [PROMPT]), denoise(generator, [PROMPT]))

@@ -346,8 +346,17 @@ def models(tmp_path) -> Path:
 
 @pytest.mark.parametrize(
     "content",
-    [*NO_TEXT.values(), '{"weights": 3}', '{"mix": {"emopia": "x"}}', '{"mix": {"emopia": NaN}}', "[]"],
-    ids=[*NO_TEXT, "no checksums", "no weight", "NaN", "a list"],
+    [
+        *NO_TEXT.values(),
+        '{"weights": 3}',
+        '{"mix": {"emopia": "x"}}',
+        '{"mix": {"emopia": NaN}}',
+        "[]",
+        '{"mix": {"emopia": 1}}',
+        '{"needs": {"clap": {}}}',
+        '{"needs": {"clap": 3}}',
+    ],
+    ids=[*NO_TEXT, "no checksums", "no weight", "NaN", "a list", "a mixture of itself", "needs {}", "needs 3"],
 )
 def test_a_damaged_manifest_of_a_reward_is_named(models, content):
     path = spoil(models / "rewards" / "emopia" / "manifest.json", content)

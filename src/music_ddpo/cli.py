@@ -13,6 +13,8 @@ from typing import Any
 import click
 
 from music_ddpo.core.errors import UserError, did_you_mean
+from music_ddpo.core.params import DEVICES
+from music_ddpo.core.texts import one_line
 
 PARAMS = Path("params.yaml")
 EXPLANATIONS = Path(__file__).parents[2] / "docs" / "params.md"
@@ -28,7 +30,15 @@ def _not_blank(ctx: click.Context, param: click.Parameter, prompts: tuple[str, .
     for i, prompt in enumerate(prompts):
         if not prompt.strip():
             raise click.BadParameter(f"prompt {i + 1} of {len(prompts)} is empty; describe the music.")
+        _plain(ctx, param, prompt)
     return prompts
+
+
+def _plain(ctx: click.Context, param: click.Parameter, text: str | None) -> str | None:
+    try:
+        return text if text is None else one_line(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.") from None
 
 
 def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
@@ -38,7 +48,7 @@ def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> 
 
 
 def _device(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    if value is not None and not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+    if value is not None and not re.fullmatch(DEVICES, value):
         raise click.BadParameter(f"{value!r} must be auto, cpu, mps, cuda or cuda:N.")
     return value
 
@@ -59,7 +69,7 @@ def main() -> None:
     help="An adapter, e.g. models/adapters/emopia. Without one the untouched model is used.",
 )  # fmt: skip
 @click.option("--compare", is_flag=True, help="Also write the untouched model's clip from the same noise.")
-@click.option("--takes", type=click.IntRange(min=1), default=1, show_default=True, help="Clips per prompt.")
+@click.option("--takes", type=click.IntRange(1, 1000), default=1, show_default=True, help="Clips per prompt.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the noise.")
 @click.option(
     "--duration", type=click.FloatRange(0, 300, min_open=True), callback=_finite, help="Length of a clip in seconds."
@@ -69,7 +79,7 @@ def main() -> None:
     "--guidance-scale", type=click.FloatRange(min=1), callback=_finite,
     help="Classifier-free guidance; 1 switches it off.",
 )  # fmt: skip
-@click.option("--negative", metavar="TEXT", help="The negative prompt.")
+@click.option("--negative", metavar="TEXT", callback=_plain, help="The negative prompt.")
 @click.option(
     "--eta", type=click.FloatRange(0, 1), callback=_finite,
     help="0 is deterministic DDIM, 1 is the stochastic sampler of training.",

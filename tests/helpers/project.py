@@ -105,10 +105,10 @@ def denoise(
     return torch.cat([policy.sample(part, [noise[i] for i in part]).x[:, -1] for part in index])
 
 
-def saved_adapter(folder: Path) -> Generator:
+def saved_adapter(folder: Path, targets: str = "cross") -> Generator:
     """A generator with an adapter that audibly changes the clips, saved to `folder`."""
     generator = load_generator()
-    for i, parameter in enumerate(adapter.add(generator, LORA, 0)):
+    for i, parameter in enumerate(adapter.add(generator, LORA.model_copy(update={"targets": targets}), 0)):
         parameter.data += 0.2 * torch.randn(parameter.shape, generator=random_generator(0, "adapter", 0, i))
     adapter.save(generator, folder)
     return generator

@@ -256,7 +256,11 @@ def _write_json(path: Path, content: dict) -> None:
 
 def preference_head(path: Path, prefix: str = "net") -> None:
     """TuneJury's head A1 as it is published: the bare state dict of an `nn.Sequential` with a name, full size."""
+    noise = torch.Generator().manual_seed(5)
     head = PreferenceHead(512, 1024, 512, 256, 128, 1)
+    for name, value in head.state_dict().items():
+        if value.is_floating_point():
+            value.copy_(0.1 * torch.rand(value.shape, generator=noise) + ("var" in name or name.endswith("1.weight")))
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({f"{prefix}.{key}": value for key, value in head.state_dict().items()}, path)
 

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from music_ddpo.core.errors import did_you_mean, quoted
 from music_ddpo.core.prompts import check_template, quadrant_of
-from music_ddpo.core.texts import FileInside, FilledText, HubId, Name, Text, is_hub_id, path_of
+from music_ddpo.core.texts import FileInside, FilledText, HubId, Name, Place, Text, is_hub_id, path_of
 
 SHIPPED = ("mini",)  # the models that are part of the repository
 PUBLISHED = ("audioldm2", "audioldm2-music", "audioldm2-large")  # the models that are on the hub
@@ -52,6 +52,10 @@ Limit = Annotated[float, Field(gt=0, le=1e9)]  # of something that is clipped; 1
 PositiveOrAuto = Annotated[Any, _number_or("auto", int, least=1, most=100_000)]
 
 
+TIMESTEPS = "all|(first|last) ([1-9][0-9]{0,3}|[1-9][0-9]?%)"
+DEVICES = r"auto|cpu|mps|cuda(:[0-9]{1,3})?"
+
+
 class Group(BaseModel):
     """A group of keys: unknown ones are refused, and none can be changed after loading."""
 
@@ -64,7 +68,7 @@ class AutoParams(Group):
     guidance_scale: dict[str, Annotated[float, Field(ge=1, le=100)]]
     rounds: dict[str, Positive]
     trajectories_per_round: dict[str, Positive]
-    timesteps: dict[str, str]
+    timesteps: dict[str, Annotated[str, Field(pattern=f"^({TIMESTEPS})$")]]
     learning_rate: dict[str, Annotated[float, Field(gt=0, le=1)]]
 
     @field_validator("*")
@@ -120,7 +124,7 @@ class DDPOParams(Group):
     @classmethod
     def timesteps_known(cls, timesteps: str) -> str:
         """The choice of steps can be parsed."""
-        if not re.fullmatch(r"auto|all|(first|last) ([1-9][0-9]{0,3}|[1-9][0-9]?%)", timesteps):
+        if not re.fullmatch(f"auto|{TIMESTEPS}", timesteps):
             raise ValueError(
                 'must be "auto", "all", "first N" or "last N", where N is a number of steps or a percentage'
             )
@@ -173,7 +177,7 @@ class ClapWeights(Group):
 class PreferenceWeights(Group):
     """The group `weights.preference`."""
 
-    repo: FilledText
+    repo: Place
     file: FileInside
     git_object: str = Field(pattern=r"^[0-9a-f]{40}$")
 
@@ -183,16 +187,8 @@ class WeightParams(Group):
 
     revision: FilledText
     clap: ClapWeights
-    emopia: FilledText
+    emopia: Place
     preference: PreferenceWeights
-
-    @field_validator("emopia")
-    @classmethod
-    def emopia_can_exist(cls, emopia: str) -> str:
-        """The system can look for the path; whether it is there, only `fetch` has to know."""
-        if path_of(emopia) is None:
-            raise ValueError("must be auto, or the path of a zip or a folder that this system can read")
-        return emopia
 
 
 class ComputeParams(Group):
@@ -208,7 +204,7 @@ class ComputeParams(Group):
     @classmethod
     def device_known(cls, device: str) -> str:
         """The device has a name that torch knows."""
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", device):
+        if not re.fullmatch(DEVICES, device):
             raise ValueError("must be auto, cpu, mps, cuda or cuda:N")
         return device
 
@@ -266,8 +262,8 @@ class Params(Group):
         for name, mix in self.mixtures.items():
             if not name.isidentifier() or len(name) > 50 or name in {*known_rewards(), *TAKEN}:
                 raise ValueError(
-                    f"mixtures: {quoted(name)} must be a word that is not in use yet: letters, digits and _, at most 50 "
-                    "characters, and not the name of a reward; rename it"
+                    f"mixtures: {quoted(name)} must be a word that is not in use yet: letters, digits and _, at most "
+                    "50 characters, and not the name of a reward; rename it"
                 )
             if not mix:
                 raise ValueError(f"mixtures.{name}: must have at least one reward with its weight")

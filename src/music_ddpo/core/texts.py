@@ -27,7 +27,8 @@ def path_of(text: str) -> Path | None:
     return path
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """The text; `ValueError` if it has a character that is not plain text, like a line break."""
     for character in text:
         if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp"):  # control, half a surrogate pair, separators
             raise ValueError(f"must be one line of plain text; it has the character {character!r}")
@@ -41,8 +42,15 @@ def _inside(file: str) -> str:
     return file
 
 
-Text = Annotated[str, Field(max_length=1000), AfterValidator(_one_line)]
+def _place(text: str) -> str:
+    if path_of(text) is None:
+        raise ValueError("must be a path that this system can look for")
+    return text
+
+
+Text = Annotated[str, Field(max_length=1000), AfterValidator(one_line)]
 FilledText = Annotated[Text, Field(min_length=1)]
 Name = Annotated[Text, Field(max_length=50)]  # part of a file's name, which has at most 255 bytes
+Place = Annotated[FilledText, AfterValidator(_place)]  # whether it exists, only `fetch` has to know
 FileInside = Annotated[FilledText, AfterValidator(_inside)]
 HubId = Annotated[str, Field(max_length=96, pattern=f"^{HUB_ID}$")]

@@ -90,7 +90,8 @@ def _use(
         measured.exact = report.run("ratio", update.ratio(policy, paths, some, params.ddpo)) is not False
     last_run = Path("metrics/accuracy.json")
     report.run("baseline", baseline.scores(params, policy, ready.prompts, judges, ready.seed, execution, last_run))
-    missing = {part for r in params.rewards for part in params.mixtures.get(r, [r])} - set(judges)
+    missing = {part for r in params.rewards for part in params.mixtures.get(r, [r])}
+    missing = (missing | set(params.judges)) - set(judges)
     if missing:
         report.add(Row("dvc repro", LOOK, f"not estimated without {', '.join(sorted(missing))}"))
     else:

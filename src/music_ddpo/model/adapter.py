@@ -67,6 +67,12 @@ def load(generator: Generator, folder: Path | str) -> None:
     """Adds a saved adapter to the generator's UNet, frozen; `UserError` if it is missing or does not match."""
     folder = Path(folder)
     modules = adapter_files.check(folder)
+    unknown = modules - {name for name, _ in generator.unet.named_modules()}
+    if unknown:
+        raise UserError(
+            f"{folder}: the adapter could not be loaded: this model has no {min(unknown)!r}. It was trained on another "
+            f"model: use an adapter of this one, or {adapter_files.restore(folder)}."
+        )
     try:
         config = LoraConfig.from_pretrained(folder)
         config.target_modules = modules

@@ -14,7 +14,8 @@ from music_ddpo.core.files import read_json
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 UNUSED = (
     "alpha_pattern", "corda_config", "eva_config", "exclude_modules", "layer_replication", "layers_pattern",
-    "layers_to_transform", "megatron_config", "modules_to_save", "rank_pattern", "target_parameters", "use_dora",
+    "layers_to_transform", "lora_bias", "megatron_config", "modules_to_save", "rank_pattern", "target_parameters",
+    "use_dora", "use_rslora",
 )  # fmt: skip
 
 
@@ -33,6 +34,8 @@ def check(folder: Path) -> set[str]:
     path, way_out = folder / WEIGHTS, restore(folder)
     config = read_json(folder / CONFIG, way_out=way_out)
     used = [key for key in UNUSED if config.get(key)]
+    if config.get("init_lora_weights", True) is not True:  # others change the weights that the adapter is added to
+        used.append("init_lora_weights")
     if config.get("peft_type") != "LORA" or used:
         what = f"uses {used[0]}" if used else f"has the peft_type {str(config.get('peft_type'))[:50]!r}"
         raise UserError(f"{folder / CONFIG}: {what}; only plain LoRA is supported. Use another adapter.")

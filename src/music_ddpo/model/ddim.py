@@ -41,10 +41,12 @@ class Schedule:
         """`UserError` if one of `steps` is deterministic: it has no log-probability. Sampling with it is possible."""
         for step in steps:
             if self.std[step] == 0:
+                stochastic = int((self.std > 0).sum())
                 raise UserError(
                     f"scheduler/scheduler_config.json: with it step {step + 1} of {len(self)} (timestep "
                     f"{self.timesteps[step]}) has a standard deviation of 0, so no log-probability, and cannot be "
-                    f"trained; set ddpo.timesteps to 'first {int((self.std > 0).sum())}' or fewer."
+                    "trained; "
+                    + (f"set ddpo.timesteps to 'first {stochastic}' or fewer." if stochastic else "use another model.")
                 )
 
 

@@ -16,6 +16,13 @@ MANIFEST = "manifest.json"
 WAY_OUT = "run `dvc repro -f fetch`"
 
 
+class Needed(TypedDict):
+    """The manifest of another reward whose weights are used too."""
+
+    weights: dict[str, str]
+    code: dict[str, str]
+
+
 class Manifest(TypedDict, total=False):
     """Of a reward: the checksums of its weights and its code, the shortest clip, what it needs; or of a mixture."""
 
@@ -24,7 +31,7 @@ class Manifest(TypedDict, total=False):
     weights: dict[str, str]
     code: dict[str, str]
     shortest_clip: float
-    needs: dict[str, dict[str, Any]]
+    needs: dict[str, Needed]
     mix: dict[str, float]
     parts: dict[str, dict[str, Any]]
 
@@ -33,7 +40,9 @@ def read_manifest(name: str, models: Path) -> Manifest:
     """The manifest of a reward: checksums and shortest clip, or the weights of a mixture (`mix`) and its parts."""
     path = models / "rewards" / name / MANIFEST
     manifest: Manifest = read_json(path, Manifest, way_out=WAY_OUT)
-    if any("mix" in read_manifest(part, models) for part in manifest.get("mix", {}) if part != name):
+    if any("mix" in read_manifest(part, models) for part in manifest.get("mix", {}) if part != name) or (
+        name in manifest.get("mix", {})
+    ):
         raise UserError(f"{path}: is damaged: a part of the mixture {name!r} is a mixture; {WAY_OUT}.")
     return manifest
 

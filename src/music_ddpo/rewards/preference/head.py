@@ -55,8 +55,8 @@ class PreferenceHead(nn.Sequential):
         if not fits or chain[-1].shape[0] != 1:
             shapes = ", ".join("x".join(map(str, w.shape)) for w in chain) or "none"
             raise UserError(
-                f"{name}: is not a preference head: its linear layers have the shapes {shapes}; each must take the output "
-                "of the one before, and the last must have 1 output. Check weights.preference.file."
+                f"{name}: is not a preference head: its linear layers have the shapes {shapes}; each must take the "
+                "output of the one before, and the last must have 1 output. Check weights.preference.file."
             )
         head = cls(chain[0].shape[1], *(w.shape[0] for w in chain))
         bare = {".".join(key.split(".")[-2:]): value for key, value in states.items()}
