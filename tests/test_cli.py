@@ -19,6 +19,7 @@ from helpers.project import CPU, MINI, NEGATIVE, PROMPT, params_with, run, saved
 from music_ddpo import generation
 from music_ddpo.cli import main
 from music_ddpo.core import audio
+from music_ddpo.core.params import AutoParams
 from music_ddpo.core.randomness import random_generator
 from music_ddpo.model.audioldm2 import Generator
 
@@ -340,4 +341,4 @@ def test_every_key_of_params_yaml_is_explained_with_the_papers_value_and_nothing
         assert "Paper: " in CliRunner().invoke(main, ["params", key]).stdout, key
 
 
-WHOLE = {"mixtures", "auto.guidance_scale", "auto.learning_rate"}  # keys whose values are mappings
+WHOLE = {"mixtures", *(f"auto.{key}" for key in AutoParams.model_fields)}  # keys whose values are mappings

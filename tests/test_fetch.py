@@ -226,7 +226,8 @@ def test_an_unreachable_hub_gives_a_clear_error_without_the_password_in_its_addr
     monkeypatch.setattr(logging.getLogger("huggingface_hub"), "handlers", [caplog.handler])
     reach(monkeypatch, "http://user:secret@127.0.0.1:9")
     message = fails(tmp_path, target, MUSIC, "http://127.0.0.1:9", "network")
-    message += fails(tmp_path, target, "lukewys/laion_clap", "http://127.0.0.1:9", "network", rewards=["clap"])
+    model = str(tmp_path / "hub" / MUSIC)
+    message += fails(tmp_path, target, "laion_clap", "http://127.0.0.1:9", "network", rewards=["clap"], model=model)
     assert "http://127.0.0.1:9" in caplog.text  # the library logs what it tries
     assert "secret" not in message + caplog.text
 

@@ -118,7 +118,8 @@ from music_ddpo.rewards import clap, emopia, fetching
 sys.path.insert(0, "stages")
 import baseline, evaluate, fetch, score, train
 root = Path({str(MINI)!r})
-for kind in (clap.Clap, emopia.Emopia): kind.load(root, torch.device("cpu"))
+clap.Clap.load(root, torch.device("cpu"))
+emopia.Emopia.of_folder(root / "rewards" / "emopia", torch.device("cpu"), "cover")
 print(json.dumps("laion_clap" in sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=MINI.parents[1])

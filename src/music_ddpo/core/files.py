@@ -12,9 +12,9 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import is_typeddict
 
 from music_ddpo.core.errors import UserError, in_one_line
@@ -193,7 +193,7 @@ def content_of(*paths: Path | str) -> Iterator[None]:
 
 def read_seed() -> int:
     """The seed of the study, which stage `seed` has written."""
-    return read_json("metrics/seed.json", dict[str, int], ["seed"])["seed"]
+    return read_json("metrics/seed.json", dict[str, Annotated[int, Field(ge=0, lt=2**63)]], ["seed"])["seed"]
 
 
 def verify(path: Path, expected: str, way_out: str) -> None:

@@ -49,7 +49,7 @@ def _command(function: Callable[..., None], in_parallel: bool) -> click.Command:
             reward = arguments.get("reward", params.rewards[0])
             if reward not in params.rewards:
                 raise UserError(
-                    f"{quoted(reward)} is not among `rewards` in params.yaml ({', '.join(params.rewards)}); add it."
+                    f"{quoted(reward)} is not among `rewards` ({', '.join(params.rewards)}) in params.yaml."
                 )
             if in_parallel:
                 from music_ddpo.machine import launch, processes  # late, because they import torch
