@@ -292,6 +292,7 @@ def emopia_files(emopia, tmp_path):
     network = {k: v for k, v in SMALL.items() if k != "sample_rate"}
     layout = {"task": {"labels": ["Q1", "Q2", "Q3", "Q4"]}, "wav": {"sr": RATE, "input_length": 3}, "hparams": network}
     (folder / "hparams.yaml").write_text(yaml.safe_dump(layout))
+    (folder / "windows.json").write_text('{"windows": "paper"}')
     (folder / "manifest.json").write_text('{"shortest_clip": 3.0}')
     return folder
 
