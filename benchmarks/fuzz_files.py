@@ -35,6 +35,7 @@ import yaml
 from safetensors.torch import load_file
 
 from music_ddpo.core.errors import UserError
+from music_ddpo.core.files import checksums
 from music_ddpo.core.params import LoRAParams
 from music_ddpo.core.params_file import parse
 from music_ddpo.core.prompts import make_prompts
@@ -43,6 +44,8 @@ from music_ddpo.model import adapter
 from music_ddpo.model.audioldm2 import Generator
 from music_ddpo.rewards import fetching
 from music_ddpo.rewards.emopia import Emopia, weights
+from music_ddpo.rewards.emopia.network import WEIGHTS
+from music_ddpo.rewards.emopia.reward import read_hparams
 from music_ddpo.rewards.finding import load_reward
 from music_ddpo.training import checkpoint
 from music_ddpo.weights import shipped
@@ -207,9 +210,9 @@ class Kinds:
 
     def emopia(self, path: Path) -> Any:
         with tempfile.TemporaryDirectory() as target:
-            came = weights.fetch("emopia.zip" if path.suffix == ".zip" else "best_weight/wav/ar_va", Path(target))
+            weights.fetch("emopia.zip" if path.suffix == ".zip" else "best_weight/wav/ar_va", Path(target))
             Emopia.of_folder(Path(target), CPU, "cover")
-        return came
+            return checksums(Path(target), WEIGHTS), read_hparams(Path(target)).model_dump()
 
     def adapter(self, _: Path) -> Any:
         adapter.load(self.generator, "models/adapters/emopia")
@@ -324,13 +327,14 @@ def fuzz(cases: int, seed: int, only: Callable[[str], bool] = lambda kind: True)
             path.unlink(missing_ok=True)  # a checkpoint is set aside
             kept.rename(path)
             told = said.read_text()
-            altered = damage == "flipped" or (b"\0" in content and len(spoilt or b"") == len(content))
+            altered = damage == "flipped" or len(spoilt or b"") == len(content)  # bytes are overwritten by others
             found = verdict(code, seconds, memory, told == truth[path], told, altered and not covered)
             counts.setdefault(kind, Counter())[found] += 1
             slowest, largest = max(slowest, seconds), max(largest, memory)
             if found in BAD:
                 name = str(path.relative_to(project))
-                bad.append({"case": case, "file": name, "damage": damage, "end": found, "told": told[-600:]})
+                wrong = {"content": repr((spoilt or b"")[:300])}
+                bad.append({"case": case, "file": name, "damage": damage, "end": found, "told": told[-600:]} | wrong)
         os.chdir(home)
     total = sum(counts.values(), Counter())
     return {
