@@ -118,7 +118,7 @@ def fetched(params: Params, models: Path) -> Check[list[str]]:
 def _pipeline(params: Params, models: Path) -> Row:
     manifest = models / "manifest.json"
     if not manifest.is_file():
-        need = "" if params.model in SHIPPED else "; a real model takes 10 to 20 GB on disk, with the download"
+        need = "" if params.model in SHIPPED else "; a real model takes about 10 GB on disk, with the download"
         return Row("weights of model", BROKEN, f"{params.model} is not fetched", FETCH + need)
     differ = _differ(read_json(manifest), models / "pipeline")
     if differ:
