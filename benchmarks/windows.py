@@ -33,7 +33,8 @@ def train(choice: str, seed: int) -> Path:
     if not folder.exists():
         subprocess.run(["git", "clone", "-q", str(PROJECT), str(folder)], check=True)
     content = yaml.safe_load((PROJECT / "params.yaml").read_text())
-    content |= {"seed": seed, "rewards": ["emopia"], "emopia": {"windows": choice}}
+    content |= {"seed": seed, "rewards": ["emopia"]}
+    content["emopia"]["windows"] = choice
     content["ddpo"]["rounds"] = ROUNDS
     (folder / "params.yaml").write_text(yaml.safe_dump(content))
     with (folder.parent / f"{folder.name}.log").open("a") as log:

@@ -9,6 +9,7 @@ from torchaudio.transforms import AmplitudeToDB, MelSpectrogram
 
 PART = "wav/ar_va"  # in the authors' folders, the audio classifier of four quadrants
 WEIGHTS, SETTINGS = "model.safetensors", "hparams.yaml"  # the files that a trained network is stored in
+MEMBER = "model-{}.safetensors"  # the weights of member 2, 3, ... of an ensemble; member 1 has `WEIGHTS`
 
 
 class ResidualBlock(nn.Module):

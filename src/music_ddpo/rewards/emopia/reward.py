@@ -13,26 +13,40 @@ from safetensors.torch import load_file
 from music_ddpo.core.audio import consecutive, cover, resample
 from music_ddpo.core.errors import UserError, in_one_line
 from music_ddpo.core.files import read_json, read_text, write_json
-from music_ddpo.core.params import Params
+from music_ddpo.core.params import EmopiaParams, Params
 from music_ddpo.core.prompts import QUADRANTS, Prompt
 from music_ddpo.core.tensors import require_finite
 from music_ddpo.rewards.base import Judgement, Reward
-from music_ddpo.rewards.emopia.network import PART, SETTINGS, WEIGHTS, ShortChunkResNet
+from music_ddpo.rewards.emopia.network import MEMBER, PART, SETTINGS, WEIGHTS, ShortChunkResNet
+from music_ddpo.rewards.emopia.variants import versions
 from music_ddpo.weights import shipped
 from music_ddpo.weights.manifests import WAY_OUT
 from music_ddpo.weights.sources import SHIPPED
 
-WINDOWS = "windows.json"  # the file with `emopia.windows` of params.yaml
+CHOICES = "settings.json"  # the file with the group `emopia` of params.yaml
 LARGEST = 1_000_000  # bytes of the settings; the authors' have a thousand
 
 
 class Emopia(Reward):
-    """EMOPIA's classifier; its four sigmoid scores are averaged over windows of 3 s.
+    """EMOPIA's classifier, or an ensemble of such; its four sigmoid scores are averaged over windows of 3 s.
 
     The windows are consecutive whole ones, as in the paper (one for 5 s, three for 10 s: the rest is not heard), or as
     many as cover the clip, evenly spaced (two for 5 s, four for 10 s): `emopia.windows` of params.yaml.
 
-    `value` and `margin` are the score of the prompt's quadrant minus the highest score, in [-1, 0].
+    A voter is a member of the ensemble that hears a version of the clip; there are members x variants voters, and by
+    default one. The value of a voter is its score of the prompt's quadrant minus its highest score, in [-1, 0].
+    `value` and `margin` combine the voters (`emopia.combine`): the value of their mean scores (`mean`), the lowest of
+    their values (`min`), or the mean of their values minus the standard deviation, but at least -1 (`mean_less_std`).
+    The predicted quadrant is always the one with the highest mean score.
+
+    Parameters
+    ----------
+    networks
+        The members, at least one.
+    sample_rate, window
+        Of what they hear: Hz, seconds.
+    windows, combine, variants
+        As in the group `emopia` of params.yaml.
     """
 
     name = "emopia"
@@ -41,27 +55,38 @@ class Emopia(Reward):
     highest = 0.0
     forms = ("value", "margin", "label")
 
-    def __init__(self, network: ShortChunkResNet, sample_rate: int, window: float, device: torch.device, windows: str):
-        self.network = network.to(device).eval().requires_grad_(False)
-        self.sample_rate = sample_rate  # Hz
-        self.window = window  # seconds
-        self.windows = windows  # "paper" or "cover"
+    def __init__(
+        self,
+        networks: Sequence[ShortChunkResNet],
+        sample_rate: int,
+        window: float,
+        device: torch.device,
+        windows: str,
+        combine: str = "mean",
+        variants: int = 1,
+    ):
+        self.networks = [network.to(device).eval().requires_grad_(False) for network in networks]
+        self.sample_rate = sample_rate
+        self.window = window
+        self.windows = windows
+        self.combine = combine
+        self.variants = variants
         self.device = device
 
     @classmethod
     def fetch(cls, folder: Path, params: Params) -> str:
-        """Copies the shipped model's classifier, or takes the authors' one."""
+        """Copies the shipped model's classifiers, or takes the authors' one."""
         if params.model in SHIPPED:
             came = shipped.copy(SHIPPED[params.model], "rewards/emopia", folder)
-            write_json(folder / WINDOWS, {"windows": params.emopia.windows})
+            _write_choices(folder, params.emopia)
             return came
         from music_ddpo.rewards.emopia import weights
 
         place = params.weights.emopia
         came = weights.fetch(place, folder)
-        write_json(folder / WINDOWS, {"windows": params.emopia.windows})
+        _write_choices(folder, params.emopia)
         try:
-            cls.of_folder(folder, torch.device("cpu"), params.emopia.windows)
+            cls.of_folder(folder, torch.device("cpu"), **params.emopia.model_dump())
         except Exception as error:  # a UserError too: it names a temporary folder
             raise UserError(
                 f"weights.emopia: the weights in {place} do not match their settings ({in_one_line(error)})."
@@ -72,16 +97,27 @@ class Emopia(Reward):
     def load(cls, models: Path, device: torch.device) -> Emopia:
         """Loads it from `models`/rewards/emopia."""
         folder = models / "rewards" / "emopia"
-        return cls.of_folder(folder, device, read_json(folder / WINDOWS)["windows"])
+        return cls.of_folder(folder, device, **read_json(folder / CHOICES))
 
     @classmethod
-    def of_folder(cls, folder: Path, device: torch.device, windows: str) -> Emopia:
-        """Loads the weights in a folder and the settings beside them."""
+    def of_folder(
+        cls,
+        folder: Path,
+        device: torch.device,
+        windows: str,
+        members: int = 1,
+        combine: str = "mean",
+        variants: int = 1,
+    ) -> Emopia:
+        """Loads the first members in a folder and the settings beside them; `UserError` if there are fewer."""
         settings = read_hparams(folder)
-        network = ShortChunkResNet(settings.wav.sr, **settings.hparams.model_dump())
-        network.load_state_dict(load_file(folder / WEIGHTS))
-        require_finite(network, folder / WEIGHTS, WAY_OUT)
-        return cls(network, settings.wav.sr, settings.wav.input_length, device, windows)
+        networks = []
+        for path in member_files(folder, members):
+            network = ShortChunkResNet(settings.wav.sr, **settings.hparams.model_dump())
+            network.load_state_dict(load_file(path))
+            require_finite(network, path, WAY_OUT)
+            networks.append(network)
+        return cls(networks, settings.wav.sr, settings.wav.input_length, device, windows, combine, variants)
 
     @classmethod
     def shortest_clip(cls, folder: Path) -> float:
@@ -90,24 +126,66 @@ class Emopia(Reward):
 
     @torch.no_grad()
     def judge(self, waveforms: torch.Tensor, sample_rate: int, prompts: Sequence[Prompt]) -> Judgement:
-        """Judges waveforms [batch, samples] in one batch of windows."""
+        """Judges waveforms [batch, samples]: each member hears all windows of all versions in one batch."""
         length = round(self.window * self.sample_rate)
         sound = resample(waveforms.to(self.device), sample_rate, self.sample_rate)
         if sound.shape[1] < length:
             seconds = waveforms.shape[1] / sample_rate
             raise UserError(f"duration: {seconds:g} s is too short for reward 'emopia'; it needs {self.window:g} s.")
-        cut = consecutive(sound, length) if self.windows == "paper" else cover(sound, length)
-        scores = self.network(cut.flatten(0, 1)).view(len(cut), -1, 4).mean(1).cpu()
+        heard = versions(sound, self.variants)
+        cut = consecutive(heard, length) if self.windows == "paper" else cover(heard, length)
+        scores = torch.stack([network(cut.flatten(0, 2)) for network in self.networks])
+        voters = scores.view(-1, *cut.shape[1:3], 4).mean(2).cpu()
         target = torch.tensor([QUADRANTS.index(p.quadrant) for p in prompts])
-        margin = scores.gather(1, target[:, None])[:, 0] - scores.amax(1)
+        value = combined(voters, target, self.combine)
+        scores = voters.mean(0)
         predicted = scores.argmax(1)
         return Judgement(
-            value=margin,
-            margin=margin,
+            value=value,
+            margin=value,
             predicted=[QUADRANTS[i] for i in predicted],
             correct=(predicted == target).float(),
             details={f"score_{q}": scores[:, i] for i, q in enumerate(QUADRANTS)},
         )
+
+
+def combined(scores: torch.Tensor, target: torch.Tensor, how: str) -> torch.Tensor:
+    """The value of each clip, [batch], in [-1, 0].
+
+    Parameters
+    ----------
+    scores
+        Of each voter for each clip and quadrant, in [0, 1]; [voters, batch, 4].
+    target
+        The quadrant of each clip's prompt, as an index; [batch].
+    how
+        `emopia.combine` of params.yaml: "mean", "min" or "mean_less_std". The deviation is that of the voters
+        themselves, not an estimate for others, so it is 0 for one voter.
+    """
+    if how == "mean":
+        scores = scores.mean(0, keepdim=True)
+    values = scores.gather(2, target.expand(len(scores), -1)[..., None])[..., 0] - scores.amax(2)
+    if how == "mean_less_std":
+        return (values.mean(0) - values.std(0, correction=0)).clamp(min=Emopia.lowest)
+    return values.amin(0)  # of "mean" there is only one
+
+
+def member_files(folder: Path, members: int) -> list[Path]:
+    """The weights of the first members in a folder; `UserError` if it has fewer."""
+    paths = [folder / (MEMBER.format(number) if number > 1 else WEIGHTS) for number in range(1, members + 1)]
+    found = next((i for i, path in enumerate(paths) if not path.is_file()), members)
+    if 0 < found < members:
+        raise UserError(
+            f"emopia.members: {members} classifiers are asked for, but the weights of this model have {found}; set it "
+            f"to {found}{' or less' if found > 1 else ''}."
+        )
+    return paths
+
+
+def _write_choices(folder: Path, emopia: EmopiaParams) -> None:
+    """Writes the group `emopia` of params.yaml beside the weights; `UserError` if it asks for more than there are."""
+    member_files(folder, emopia.members)
+    write_json(folder / CHOICES, emopia.model_dump())
 
 
 class Wave(BaseModel):
