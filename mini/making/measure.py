@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from corpus import INSTRUMENTS, SAMPLE_RATE
+from corpus_features import means_of_features
 from mel import SCALE, load, log_mel
 from music_ddpo.core import audio
 from music_ddpo.core.files import checksums, write_json
@@ -24,9 +25,11 @@ from music_ddpo.rewards.base import Reward
 from music_ddpo.rewards.clap import Clap
 from music_ddpo.rewards.emopia import Emopia
 from music_ddpo.rewards.held_out import HeldOutClap
+from music_ddpo.rewards.listener import Listener
 from music_ddpo.rewards.preference import Preference
-from music_ddpo.weights.shipped import MANIFEST
+from music_ddpo.weights.shipped import FEATURES, MANIFEST, REFERENCE
 from train_clap import recording_is_spoiled
+from train_emopia import MEMBERS, WINDOW
 
 MODELS = Path("build/models")
 EMOTIONS = [EMOTIONS_OF_QUADRANT[q][0] for q in QUADRANTS]
@@ -59,6 +62,23 @@ def log_mel_distance(sound: torch.Tensor, target: torch.Tensor) -> float:
     return float((log_mel(sound) - log_mel(target)).abs().mean() * SCALE * 20 / np.log(10))
 
 
+def errors(emopia: Emopia, clap: Clap, sound: torch.Tensor, asked: list[Prompt]) -> dict[str, float]:
+    """How the first classifier errs, and whether `clap` errs on the same recordings."""
+    heard = score(emopia, sound, asked)
+    scores = torch.stack([heard.details[f"score_{q}"] for q in QUADRANTS], 1)
+    steps = np.array([QUADRANTS.index(a) for a in heard.predicted]) - np.array(
+        [QUADRANTS.index(p.quadrant) for p in asked]
+    )
+    wrong = heard.correct == 0
+    return {
+        "emopia_member_1_mean_highest_score": float(scores.amax(1).mean()),
+        "emopia_member_1_hears_a_neighbouring_quadrant": float((steps % 2 == 1).mean()),
+        "emopia_member_1_hears_the_opposite_quadrant": float((steps % 4 == 2).mean()),
+        "clap_wrong_where_emopia_member_1_is_wrong": float(1 - score(clap, sound, asked).correct[wrong].mean()),
+        "clap_wrong": float(1 - score(clap, sound, asked).correct.mean()),
+    }
+
+
 @torch.no_grad()
 def main() -> None:
     torch.manual_seed(8)
@@ -68,7 +88,10 @@ def main() -> None:
     prompts = make_prompts(template, EMOTIONS, list(INSTRUMENTS))
     generator = Generator.load(MODELS / "pipeline", torch.device("cpu"))
     cpu = torch.device("cpu")
-    emopia = Emopia.of_folder(MODELS / "rewards" / "emopia", cpu, params.emopia.windows)
+    networks = Emopia.of_folder(MODELS / "rewards" / "emopia", cpu, params.emopia.windows, MEMBERS).networks
+    members = [Emopia([n], SAMPLE_RATE, WINDOW, cpu, params.emopia.windows) for n in networks]
+    emopia = Emopia.of_folder(MODELS / "rewards" / "emopia", cpu, **params.emopia.model_dump())
+    listener = Listener.of_folder(MODELS / "rewards" / "listener", cpu)
     clap, preference = (kind.load(MODELS, cpu) for kind in (Clap, Preference))
     player = HeldOutClap.of_pipeline(MODELS / "pipeline", cpu)
     metrics: dict[str, float] = json.loads(Path("build/preference.json").read_text())
@@ -86,12 +109,18 @@ def main() -> None:
     )  # fmt: skip
     heard = {"recordings": real, "decoded": decoded}
     for name, sound in heard.items():
+        for i, member in enumerate(members):
+            metrics[f"emopia_member_{i + 1}_accuracy_{name}"] = float(score(member, sound, asked).correct.mean())
         metrics[f"emopia_accuracy_{name}"] = float(score(emopia, sound, asked).correct.mean())
         judged = score(clap, sound, asked)
         metrics[f"clap_emotion_accuracy_{name}"] = float(judged.correct.mean())
         metrics[f"clap_instrument_accuracy_{name}"] = hears_instrument(clap, sound, asked, template)
         metrics[f"clap_similarity_{name}"] = float(judged.value.mean())
         metrics[f"player_clap_emotion_accuracy_{name}"] = float(score(player, sound, asked).correct.mean())
+        judged = score(listener, sound, asked)
+        metrics[f"listener_accuracy_{name}"] = float(judged.correct.mean())
+        metrics[f"listener_instrument_accuracy_{name}"] = float(judged.details["instrument"].mean())
+    metrics |= errors(members[0], clap, real, asked)
     metrics["vocoder_spectral_convergence"] = convergence(vocoded, real)
     metrics["vocoder_log_mel_distance_db"] = log_mel_distance(vocoded, real)
     metrics["vae_and_vocoder_spectral_convergence"] = convergence(decoded, real)
@@ -100,14 +129,18 @@ def main() -> None:
 
     # What real recordings score, for the tables: the upper end of the gap in `gap_closed`.
     reference: dict = {}
-    for judge, column in ((emopia, "correct"), (clap, "value"), (player, "value"), (preference, "value")):
+    headlines = (
+        (emopia, "correct"), (clap, "value"), (player, "value"), (preference, "value"), (listener, "correct"),
+    )  # fmt: skip
+    for judge, column in headlines:
         values = getattr(score(judge, real, asked), column)
         for instrument in INSTRUMENTS:
             for emotion in EMOTIONS:
                 rows = [p.instrument == instrument and p.emotion == emotion for p in asked]
                 mean = round(float(values[rows].mean()), 4)
                 reference.setdefault(judge.name, {}).setdefault(instrument, {})[emotion] = mean
-    write_json(MODELS / "reference.json", reference)
+    write_json(MODELS / REFERENCE, reference)
+    write_json(MODELS / FEATURES, means_of_features(real.numpy(), asked))
 
     # The generator: 32 clips for each prompt of the default study, and 4 for each of the other instruments.
     policy = Policy(
@@ -119,13 +152,13 @@ def main() -> None:
     with tqdm(total=len(index) * params.steps, unit="step", desc="generate") as bar:
         sound = torch.stack(render(policy, range(len(index)), dict(enumerate(index)), noise, execution, bar))
     asked_of_it = [prompts[i] for i in index]
-    metrics["generated_instrument_accuracy_clap"] = hears_instrument(clap, sound, asked_of_it, template)
+    metrics["generated_instrument_accuracy"] = float(score(listener, sound, asked_of_it).details["instrument"].mean())
     piano = [p.instrument == "piano" for p in asked_of_it]
-    judged = score(emopia, sound[piano], [p for p in asked_of_it if p.instrument == "piano"])
-    metrics["generated_emopia_accuracy"] = float(judged.correct.mean())
+    judged = score(listener, sound[piano], [p for p in asked_of_it if p.instrument == "piano"])
+    metrics["generated_listener_accuracy"] = float(judged.correct.mean())
     for i, emotion in enumerate(EMOTIONS):
         own = judged.correct[32 * i : 32 * (i + 1)]
-        metrics[f"generated_emopia_accuracy_{emotion}"] = float(own.mean())
+        metrics[f"generated_listener_accuracy_{emotion}"] = float(own.mean())
         metrics[f"generated_best_of_32_{emotion}"] = float(own.max())
     shares = [judged.predicted.count(q) / len(judged.predicted) for q in QUADRANTS]
     metrics["generated_share_of_the_commonest_quadrant"] = max(shares)
