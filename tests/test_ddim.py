@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from music_ddpo.core.errors import UserError
-from music_ddpo.model.ddim import log_probability, make_schedule, mean_and_std
+from music_ddpo.model.ddim import kl_divergence, log_probability, make_schedule, mean_and_std
 
 AUDIOLDM2 = json.loads(
     (Path(__file__).parent / "real_layout" / "cvssp+audioldm2" / "scheduler" / "scheduler_config.json").read_text()
@@ -80,6 +80,18 @@ def test_log_probability_is_the_normal_density_averaged_over_the_latents():
 
     assert log_probability(sample, mean, std).shape == (2,)
     torch.testing.assert_close(log_probability(sample, mean, std).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_divergence_of_two_steps_is_that_of_normals_averaged_over_the_latents():
+    mean, other = draw(2)
+    std = torch.tensor(0.03)
+
+    ours, theirs = (torch.distributions.Normal(m.double(), std.double()) for m in (mean, other))
+    expected = torch.distributions.kl_divergence(ours, theirs).mean((1, 2, 3))
+
+    assert kl_divergence(mean, other, std).shape == (2,)
+    torch.testing.assert_close(kl_divergence(mean, other, std).double(), expected, rtol=1e-5, atol=1e-5)
+    assert (kl_divergence(mean, mean, std) == 0).all()
 
 
 def test_half_precision_is_widened_before_anything_is_computed():

@@ -1,6 +1,7 @@
 """DDPO on a policy small enough to check by hand: advantages, the clipped objective, its gradient, learning."""
 
 from collections import Counter
+from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
@@ -77,6 +78,38 @@ class GradientDependentGenerator(TinyGenerator):
         return noise + 0.1 * torch.is_grad_enabled()
 
 
+class Adapted(nn.Linear):
+    """A linear layer with an adapter, a second matrix that is added to its own; with the switch of `peft`."""
+
+    def __init__(self):
+        super().__init__(6, 4)
+        self.adapter = nn.Parameter(torch.zeros(4, 6))
+        self.enabled = True
+
+    def forward(self, x):
+        return super().forward(x) + self.enabled * nn.functional.linear(x, self.adapter)
+
+    @contextmanager
+    def disable_adapter(self):
+        self.enabled = False
+        yield
+        self.enabled = True
+
+
+class AdaptedGenerator(TinyGenerator):
+    """Its UNet has an adapter that changes its output."""
+
+    def __init__(self):
+        super().__init__()
+        base = self.unet.state_dict()
+        self.unet = Adapted()
+        self.unet.load_state_dict(base, strict=False)
+        self.unet.weight.requires_grad_(False)
+        self.unet.bias.requires_grad_(False)
+        with torch.no_grad():
+            self.unet.adapter.copy_(0.1 * torch.randn(4, 6, generator=torch.Generator().manual_seed(2)))
+
+
 class GaussianGenerator(TinyGenerator):
     """The exact denoiser of data that is normal around a mean for each prompt: the means are what it learns."""
 
@@ -113,7 +146,8 @@ def ddpo_params(**changes) -> DDPOParams:
     settings = {
         "rounds": 1, "trajectories_per_round": 8, "updates_per_round": 1, "timesteps": "all", "learning_rate": 0.01,
         "adam_betas": [0.9, 0.999], "weight_decay": 0.0, "clip_range": 1e-4, "advantage_clip": 5.0,
-        "advantage_window": 16, "max_gradient_norm": 1e9,
+        "advantage_window": 16, "max_gradient_norm": 1e9, "advantages": "window", "kl": 0.0, "average": 1,
+        "keep": "last", "keep_by": "held_out",
     }  # fmt: skip
     return DDPOParams(**settings | changes)
 
@@ -191,6 +225,17 @@ def test_a_prompts_first_reward_is_measured_against_those_of_all_prompts():
 
     assert result.item() == pytest.approx((6 - 3) / np.std([1, 2, 6]), rel=1e-3)
     assert history[1] == [6.0]
+
+
+def test_without_a_history_an_advantage_is_relative_to_the_prompts_clips_of_the_round():
+    rewards = torch.randn(12, generator=torch.Generator().manual_seed(3))
+    prompt = torch.tensor([0, 1, 2] * 4)
+
+    result = advantages(rewards, prompt, {}, window=2, clip=5.0)
+
+    for index in range(3):
+        own = rewards[prompt == index].double().numpy()
+        np.testing.assert_allclose(result[prompt == index], (own - own.mean()) / own.std(), rtol=1e-3)
 
 
 @pytest.mark.parametrize("clips", [1, 2, 7])
@@ -307,6 +352,80 @@ def test_the_gradient_is_the_score_function_estimate(trained, batch):
     assert len(optimizer.gradients) == 1
     for actual, wanted in zip(optimizer.gradients[0], expected, strict=True):
         torch.testing.assert_close(actual.double(), wanted, rtol=1e-3, atol=1e-4 * wanted.abs().max().item())
+
+
+# The KL penalty
+
+
+def divergence_from_base(policy: Policy, groups, adapter: torch.Tensor, trained: range) -> float:
+    """The mean over pairs in float64, by torch's own distributions and the stock scheduler's means."""
+    stock = DDIMScheduler.from_config(SCHEDULER.config)
+    stock.set_timesteps(len(policy.schedule))
+    x, prompt = (torch.cat([getattr(g, name) for g in groups[0]]) for name in ("x", "prompt"))
+    weight, bias = (p.double() for p in (policy.generator.unet.weight, policy.generator.unet.bias))
+    total = 0.0
+    for step in trained:
+        t, x_t = int(stock.timesteps[step]), x[:, step].double()
+        normals = []
+        for matrix in (weight + adapter, weight):
+            noise = nn.functional.linear(features(x_t, torch.full((8,), t), prompt), matrix, bias).view(-1, *LATENT)
+            mean = stock.step(noise, t, x_t, eta=1.0, variance_noise=torch.zeros_like(x_t)).prev_sample
+            normals.append(torch.distributions.Normal(mean, policy.schedule.std[step]))
+        total += torch.distributions.kl_divergence(*normals).mean((1, 2, 3)).mean().item()
+    return total / len(trained)
+
+
+@pytest.mark.parametrize("batch", [3, 8])
+def test_the_penalty_is_the_exact_divergence_from_the_base_and_its_gradient_that_of_finite_differences(batch):
+    generator = AdaptedGenerator()
+    policy, groups = round_of(generator, steps=5, batch=batch)
+    optimizer = Recorder([generator.unet.adapter])
+    trained, start = range(1, 5), generator.unet.adapter.detach().double()
+
+    nothing = torch.zeros(8)  # advantages of 0, so the penalty is all that is minimised
+    learnt = update(policy, optimizer, with_advantages(groups, nothing), trained, ddpo_params(kl=3.0))
+
+    def penalty(adapter: torch.Tensor) -> float:
+        return divergence_from_base(policy, groups, adapter, trained)
+
+    expected = torch.empty(4, 6, dtype=torch.float64)
+    for i in range(4):
+        for j in range(6):
+            nudge = torch.zeros(4, 6, dtype=torch.float64)
+            nudge[i, j] = 1e-4
+            expected[i, j] = 3.0 * (penalty(start + nudge) - penalty(start - nudge)) / 2e-4
+    assert learnt.kl_to_base == pytest.approx(penalty(start), rel=1e-4)
+    assert learnt.kl_to_base > 1e-3
+    (gradient,) = optimizer.gradients[0]
+    torch.testing.assert_close(gradient.double(), expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+
+
+def test_the_penalty_is_added_to_the_surrogate_and_the_ratio_still_starts_at_one():
+    gradients = {}
+    for kl, advantage in ((0.0, some_advantages()), (2.0, torch.zeros(8)), (2.0, some_advantages())):
+        generator = AdaptedGenerator()
+        policy, groups = round_of(generator, steps=5, batch=3)
+        optimizer = Recorder([generator.unet.adapter])
+        learnt = update(policy, optimizer, with_advantages(groups, advantage), range(5), ddpo_params(kl=kl))
+        assert (learnt.ratio_error, learnt.clip_fraction) == (0.0, 0.0)
+        assert (learnt.kl_to_base > 0) == (kl > 0)
+        gradients[kl, bool(advantage.any())] = optimizer.gradients[0][0]
+
+    together = gradients[2.0, True]
+    torch.testing.assert_close(together, gradients[0.0, True] + gradients[2.0, False], rtol=1e-4, atol=1e-6)
+    assert (together - gradients[0.0, True]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("kl", "forwards"), [(0.0, 1), (0.5, 2)])
+def test_only_with_the_penalty_each_pair_is_computed_once_more(kl, forwards):
+    generator = AdaptedGenerator()
+    policy, groups = round_of(generator, steps=4, batch=3)
+    generator.seen.clear()
+
+    optimizer = Recorder([generator.unet.adapter])
+    update(policy, optimizer, with_advantages(groups, some_advantages()), range(4), ddpo_params(kl=kl))
+
+    assert set(Counter(generator.seen).values()) == {8 * forwards}
 
 
 def test_each_update_of_a_round_learns_from_its_own_share_of_the_trajectories():

@@ -98,3 +98,27 @@ def test_the_log_probability_of_sampling_is_that_of_the_update_to_the_bit(dtype)
         assert torch.equal(log_prob.detach(), paths.log_prob[:, step])
     assert paths.log_prob.isfinite().all()
     assert paths.log_prob.std() > 0
+
+
+def test_the_divergence_is_from_the_model_without_the_adapter():
+    generator = load_generator()
+    policy = Policy(generator, [PROMPT], NEGATIVE, 4, 5, 2.0)
+    paths = policy.sample(torch.tensor([0, 0]), [random_generator(0, "test", 0, i) for i in range(2)])
+    x_t, std = paths.x[:, 1], policy.schedule.std[1].float()
+    with torch.no_grad():
+        base, _ = policy._gaussian(paths.prompt, 1, x_t)
+    parameters = adapter.add(generator, LORA, 0)
+    _, divergence = policy.log_prob_and_kl(paths, 1)
+    assert (divergence == 0).all()  # a new adapter changes nothing
+
+    for i, parameter in enumerate(parameters):
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=random_generator(0, "adapter", 0, i))
+    log_prob, divergence = policy.log_prob_and_kl(paths, 1)
+    mean, _ = policy._gaussian(paths.prompt, 1, x_t)  # the adapter is on again
+    ours, theirs = (torch.distributions.Normal(m.detach().double(), std.double()) for m in (mean, base))
+    expected = torch.distributions.kl_divergence(ours, theirs).mean((1, 2, 3))
+    torch.testing.assert_close(divergence.detach().double(), expected, rtol=1e-4, atol=0)
+    assert torch.equal(log_prob, policy.log_prob(paths, 1))
+
+    divergence.sum().backward()
+    assert all(p.requires_grad and p.grad is not None and p.grad.any() for p in parameters)

@@ -127,3 +127,15 @@ def log_probability(sample: torch.Tensor, mean: torch.Tensor, std: torch.Tensor)
     """
     z = (sample.float() - mean) / std
     return (-0.5 * z**2 - std.log() - 0.5 * math.log(2 * math.pi)).flatten(1).mean(1)
+
+
+def kl_divergence(mean: torch.Tensor, other: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """KL divergence of two Gaussians with the same standard deviation, |mean - other|^2 / (2 std^2).
+
+    Averaged over the latent's dimensions, like `log_probability`.
+
+    Returns
+    -------
+    float32 [batch]. Requires std > 0.
+    """
+    return (0.5 * ((mean - other) / std) ** 2).flatten(1).mean(1)

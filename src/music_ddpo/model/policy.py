@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from music_ddpo.model.audioldm2 import Generator
-from music_ddpo.model.ddim import log_probability, make_schedule, mean_and_std
+from music_ddpo.model.ddim import kl_divergence, log_probability, make_schedule, mean_and_std
 
 
 @dataclass
@@ -106,6 +106,17 @@ class Policy:
         """
         x_t, x_prev = (paths.x[:, i].to(self.generator.device) for i in (step, step + 1))
         return log_probability(x_prev, *self._gaussian(paths.prompt, step, x_t))
+
+    def log_prob_and_kl(self, paths: Trajectories, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same log-probability, and KL(p_theta || p_base) of the step, both float32 [clips].
+
+        The base p_base is the model without the adapter; its forward pass has no gradient.
+        """
+        x_t, x_prev = (paths.x[:, i].to(self.generator.device) for i in (step, step + 1))
+        with torch.no_grad(), self.generator.unet.disable_adapter():
+            base, _ = self._gaussian(paths.prompt, step, x_t)
+        mean, std = self._gaussian(paths.prompt, step, x_t)
+        return log_probability(x_prev, mean, std), kl_divergence(mean, base, std)
 
     def trial(self, clips: int) -> torch.Tensor:
         """One forward pass of so many clips, to try whether memory is enough; a log-probability for each."""

@@ -16,7 +16,9 @@ Like the reference implementation (kvablack/ddpo-pytorch), and unlike the formul
 - the sum over t is a mean over the trained steps (`ddpo.timesteps`), so the learning rate does not depend on how many
   there are.
 
-There is neither a value function nor a KL penalty.
+There is no value function. A penalty keeps the policy near the base model, if `ddpo.kl` is not 0, as in DPOK (Fan et
+al., 2023, arXiv 2305.16381): each action adds kl * KL(p_theta || p_base), the exact divergence of two Gaussians with
+the same deviation, to what is minimised. Neither the paper nor the reference has it.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ def advantages(
         Reward and prompt index of each clip, [clips].
     history
         The rewards of each prompt so far. Those of this round are appended, and the latest `window` are kept. So a
-        round may be as small as one clip (the paper's batch size), and still has a baseline.
+        round may be as small as one clip (the paper's batch size), and still has a baseline. An empty history gives
+        group-relative advantages, as in GRPO (Shao et al., 2024, arXiv 2402.03300): a clip is compared with the clips
+        of the same prompt in the same round.
 
     Returns
     -------
@@ -88,12 +92,15 @@ class Learnt:
         Mean over the updates, of all processes, before clipping.
     ratio_error
         The largest |ratio - 1| before the first optimizer step, which must be 0.
+    kl_to_base
+        Mean of KL(p_theta || p_base); 0 without the penalty, because it is then not computed.
     """
 
     clip_fraction: float
     kl: float
     gradient_norm: float
     ratio_error: float
+    kl_to_base: float = 0.0
 
 
 def update(
@@ -123,19 +130,24 @@ def update(
     actions = ddpo.trajectories_per_round // ddpo.updates_per_round * len(steps)  # of a minibatch, in all processes
     device = policy.generator.device
     clipped, kl, norm = torch.zeros((), device=device), torch.zeros((), device=device), 0.0
+    divergence = kl_to_base = torch.zeros((), device=device)  # from the base model
     ratio_error: float | None = None
     for minibatch in minibatches:
         for paths, advantage in minibatch:
             for t in steps:
-                log_p = policy.log_prob(paths, t)
+                if ddpo.kl > 0:
+                    log_p, divergence = policy.log_prob_and_kl(paths, t)
+                else:
+                    log_p = policy.log_prob(paths, t)
                 if ratio_error is None:  # the first portion: theta is theta_old
                     ratio_error = _check_ratio(policy, log_p, paths, t, minibatches, steps)
                 log_p_old = paths.log_prob[:, t].to(device)
                 ratio = torch.exp(log_p - log_p_old)  # p_theta / p_theta_old
-                loss = surrogate(ratio, advantage.to(device), ddpo.clip_range)
+                loss = surrogate(ratio, advantage.to(device), ddpo.clip_range) + ddpo.kl * divergence
                 (loss.sum() / actions).backward()
                 clipped += ((ratio.detach() - 1).abs() > ddpo.clip_range).sum()
                 kl += 0.5 * (log_p.detach() - log_p_old).square().sum()
+                kl_to_base = kl_to_base + divergence.detach().sum()
                 progress(len(advantage))
         processes.add_gradients(parameters)
         norm += nn.utils.clip_grad_norm_(parameters, ddpo.max_gradient_norm).item()
@@ -147,6 +159,7 @@ def update(
         kl=kl.item() / (actions * updates),
         gradient_norm=norm / updates,
         ratio_error=ratio_error or 0.0,
+        kl_to_base=kl_to_base.item() / (actions * updates),
     )
 
 

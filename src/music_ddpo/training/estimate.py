@@ -47,7 +47,7 @@ def seconds(
     Parameters
     ----------
     speed, judge
-        Measured seconds for one clip; `judge` is for the reward.
+        Measured seconds for one clip; `judge` is for the reward, and for the judge that chooses a round.
     rounds
         That are left; all by default.
     processes
@@ -56,7 +56,8 @@ def seconds(
         Whether the first ratio is exactly 1. If not, each round computes the old log-probabilities again.
     """
     clips = ceil(params.ddpo.trajectories_per_round / processes)
-    trained = len(params.trained_steps) * (speed.learn + (0.0 if exact else speed.denoise))
+    again = (0.0 if exact else speed.denoise) + (speed.denoise if params.ddpo.kl > 0 else 0.0)
+    trained = len(params.trained_steps) * (speed.learn + again)
     one = params.steps * speed.denoise + speed.decode + judge + trained
     return (params.ddpo.rounds if rounds is None else rounds) * clips * one
 
@@ -94,8 +95,9 @@ def judge_seconds(judge: Reward, waveforms: torch.Tensor, sample_rate: int, prom
 
 
 def announcement(
-    policy: Policy, reward: Reward, prompts: Sequence[Prompt], params: Params, execution: Execution, done: int
-) -> str:
+    policy: Policy, reward: Reward, prompts: Sequence[Prompt], params: Params, execution: Execution, done: int,
+    judge: Reward | None = None,
+) -> str:  # fmt: skip
     """One line: what the rounds after the first `done` will take. It measures each part once, without random numbers.
 
     The memory is the most that has been in use so far, after one step of each kind, and the latents of a round.
@@ -106,10 +108,11 @@ def announcement(
         decode = decode_seconds(policy, decode_batch)
         waveforms = policy.decode(torch.zeros(decode_batch, *policy.shape))
         asked = [prompts[i % len(prompts)] for i in range(decode_batch)]
-        judge = judge_seconds(reward, waveforms, policy.sample_rate, asked)
+        judges = [reward, judge] if judge else [reward]
+        heard = sum(judge_seconds(each, waveforms, policy.sample_rate, asked) for each in judges)
     speed = Speed(denoise, learn, decode)
     rounds = params.ddpo.rounds - done
-    total = seconds(params, speed, judge, rounds, processes.size())
+    total = seconds(params, speed, heard, rounds, processes.size())
     on_cpu = execution.device.type == "cpu"
     memory = peak(execution.device) + (path_bytes(params, policy.shape, processes.size()) if on_cpu else 0)
     return (

@@ -22,12 +22,19 @@ from music_ddpo.training.record import Round, rise
 
 
 def train(
-    policy: Policy, reward: Reward, prompts: Sequence[Prompt], params: Params, seed: int, execution: Execution, run: Run
-) -> None:
+    policy: Policy, reward: Reward, prompts: Sequence[Prompt], params: Params, seed: int, execution: Execution,
+    run: Run, judge: Reward | None = None,
+) -> None:  # fmt: skip
     """Raises the reward of the policy's clips, round by round.
 
     A round is a transaction: it depends only on what `run` has saved (adapter, optimizer, reward history) and on seeded
     noise, so a round that was interrupted is simply done again.
+
+    Parameters
+    ----------
+    judge
+        Listens to the clips of each round too; the adapter that sampled those which it likes best is kept. Without it
+        the last one is.
     """
     ddpo, form = params.ddpo, params.reward_form
     groups = own_clips(ddpo, execution.batch)
@@ -42,8 +49,11 @@ def train(
                 noise = [random_generator(seed, "train", round, clip) for clip in clips]
                 paths[clips] = policy.sample(prompt[clips.start : clips.stop], noise, progress.sampled)
             # score: r(x_0, c)
-            rewards, judged = score(policy, reward, paths, asked, form, execution.decode_batch, progress.scored)
-            advantage = advantages(rewards, prompt, run.history, ddpo.advantage_window, ddpo.advantage_clip)
+            rewards, judged, kept_by = score(
+                policy, reward, judge, paths, asked, form, execution.decode_batch, progress.scored
+            )
+            history = run.history if ddpo.advantages == "window" else {}
+            advantage = advantages(rewards, prompt, history, ddpo.advantage_window, ddpo.advantage_clip)
             # learn: section 4.2
             minibatches = [[(paths[c], advantage[c.start : c.stop]) for c in group] for group in groups]
             learnt = update(policy, run.optimizer, minibatches, params.trained_steps, ddpo, progress.learnt)
@@ -54,9 +64,10 @@ def train(
                 f"training diverged: {what} in round {round + 1}; use a smaller ddpo.learning_rate, "
                 "ddpo.weight_decay, lora.alpha or guidance_scale. The rounds before are kept."
             )
-        run.finish(Round.of(round, rewards, judged, asked, processes.gather([learnt])))
+        run.finish(Round.of(round, rewards, judged, asked, processes.gather([learnt]), kept_by))
         if round + 1 == max(4, ddpo.rounds // 4):
             warn_if_flat(run.rounds)
+    run.keep()
 
 
 def warn_if_flat(rounds: Sequence[Round]) -> None:
@@ -83,18 +94,24 @@ def own_clips(ddpo: DDPOParams, batch: int) -> list[list[range]]:
 
 
 def score(
-    policy: Policy, reward: Reward, paths: dict[range, Trajectories], asked: Sequence[Prompt], form: str, batch: int,
-    progress: Callable[[int], object],
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """The reward of each clip of the round, of all processes, float32 [clips], and whether it could be judged."""
-    rows: list[tuple[int, float, bool]] = []
+    policy: Policy, reward: Reward, judge: Reward | None, paths: dict[range, Trajectories], asked: Sequence[Prompt],
+    form: str, batch: int, progress: Callable[[int], object],
+) -> tuple[torch.Tensor, torch.Tensor, float | None]:  # fmt: skip
+    """The reward of each clip of the round, of all processes, float32 [clips], and whether it could be judged.
+
+    And the mean of the value that `judge` gives these clips, if there is one.
+    """
+    rows: list[tuple[int, float, bool, float]] = []
     clips = [clip for group in paths for clip in group]
     x_0 = [latents for path in paths.values() for latents in path.x[:, -1]]
     for part in portions(range(len(clips)), batch):
         with full_memory_explained("decode_batch", len(part)):
             waveforms = policy.decode(torch.stack([x_0[i] for i in part]))
-            heard = reward.score(waveforms, policy.sample_rate, [asked[clips[i]] for i in part])
-        rows += zip((clips[i] for i in part), heard.reward(form).tolist(), heard.judged.tolist(), strict=True)
+            prompts = [asked[clips[i]] for i in part]
+            heard = reward.score(waveforms, policy.sample_rate, prompts)
+            other = judge.score(waveforms, policy.sample_rate, prompts) if judge else heard
+        columns = (heard.reward(form), heard.judged, other.value)
+        rows += zip((clips[i] for i in part), *(x.tolist() for x in columns), strict=True)
         progress(len(part))
-    _, rewards, judged = zip(*sorted(processes.gather(rows)), strict=True)
-    return torch.tensor(rewards), torch.tensor(judged)
+    _, rewards, judged, values = zip(*sorted(processes.gather(rows)), strict=True)
+    return torch.tensor(rewards), torch.tensor(judged), sum(values) / len(values) if judge else None

@@ -40,7 +40,7 @@ def prepare(
     checkpoint, curve
         The files that are written after every round.
     weights
-        Checksums of the model's and the reward's files.
+        Checksums of the files of the model, the reward, and the judge that chooses a round, if there is one.
 
     Raises
     ------
@@ -72,4 +72,4 @@ def prepare(
     work = len(processes.own(clips)) * ddpo.updates_per_round * (params.steps + 1 + len(params.trained_steps))
     progress = Progress(f"train {reward}", ddpo.rounds, work)
     identity = identity_of(params, reward, seed, generator.dtype, weights)
-    return policy, Run(parameters, optimizer, identity, checkpoint, curve, progress)
+    return policy, Run(parameters, optimizer, identity, checkpoint, curve, progress, ddpo.average)
