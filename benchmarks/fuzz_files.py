@@ -160,6 +160,7 @@ class Kinds:
         parameter = torch.nn.Parameter(torch.ones(100))
         run.parameters, run.optimizer = [parameter], torch.optim.AdamW([parameter])
         run.history, run.rounds, run.identity, run.checkpoint = {0: [0.5]}, [], self.identity, path
+        run.latest, run.best = [[parameter.detach()]], None
         run.write()
 
     def table(self, _: Path) -> Any:

@@ -1,8 +1,8 @@
 """Runs the study with other seeds: python benchmarks/seeds.py 1 2.
 
-Runs the committed study for each seed in parallel, each in its own clone. Records each adapter's scores, in total and
-by emotion, together with those of the committed run. The clones stay in the temporary folder: an interrupted
-measurement goes on there; remove them before measuring another commit.
+Runs the committed study for each seed in parallel, each in its own clone. Records what each adapter's reward, the
+listener and the held-out judge hear, in total and by emotion, together with the committed run's. The clones stay in the
+temporary folder: an interrupted measurement goes on there; remove them before measuring another commit.
 """
 
 from __future__ import annotations
@@ -14,31 +14,44 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 PROJECT = Path(__file__).parent.parent
 RESULT = PROJECT / "benchmarks" / "results" / "seeds.json"
-HEADLINE = {"clap": "similarity", "emopia": "accuracy"}
+REWARDS = ("clap", "emopia")
 
 
-def extract(accuracy: dict) -> dict:
-    """Of metrics/accuracy.json: each adapter by its own reward, by emotion, and by the held-out judge."""
+def extract(project: Path) -> dict:
+    """Each adapter as its own reward, the listener and the held-out judge hear it, and the clips' diversity."""
+    accuracy = json.loads((project / "metrics" / "accuracy.json").read_text())
+    features = json.loads((project / "metrics" / "features.json").read_text())
     result = {}
-    for reward, headline in HEADLINE.items():
-        judged = accuracy[f"judged_by_{reward}"]
-        trained, original = judged[f"trained_with_{reward}"], judged["original"]
-        held_out = accuracy["judged_by_held_out"][f"trained_with_{reward}"]
-        emotions = [key for key, value in trained.items() if isinstance(value, dict)]
-        result[f"trained_with_{reward}"] = {
-            "original": original[headline],
-            "trained": trained[headline],
-            "real_recordings": judged["real_recordings"][headline],
-            **{key: trained[key] for key in ("gain", "gain_low", "gain_high")},
-            **{key: trained.get(key) for key in ("gap_closed", "gap_closed_low", "gap_closed_high")},
-            "held_out_gain": [held_out[key] for key in ("gain", "gain_low", "gain_high")],
-            "by_emotion": {e: [original[e][headline], trained[e][headline]] for e in emotions},
+    for reward in REWARDS:
+        adapter = f"trained_with_{reward}"
+        judges = {judge: heard(accuracy[f"judged_by_{judge}"], adapter) for judge in (reward, "listener", "held_out")}
+        distance = features["mel_distance"]
+        diversity = {
+            model: round(float(np.mean([e["value"] for e in distance[model].values() if isinstance(e, dict)])), 2)
+            for model in ("original", adapter)
         }
+        result[adapter] = judges | {"diversity_db": diversity}
     return result
+
+
+def heard(judged: dict, adapter: str) -> dict:
+    """A judge's headline number before and after, the change, the gap closed, and each emotion."""
+    original, trained = judged["original"], judged[adapter]
+    name = next(iter(original))
+    emotions = {e: values for e, values in trained.items() if isinstance(values, dict)}
+    return {
+        "original": original[name],
+        "trained": trained[name],
+        "real_recordings": judged.get("real_recordings", {}).get(name),
+        **{key: trained[key] for key in ("gain", "gain_low", "gain_high")},
+        **{key: trained.get(key) for key in ("gap_closed", "gap_closed_low", "gap_closed_high")},
+        "by_emotion": {e: [original[e][name], v[name], v["gain_low"], v["gain_high"]] for e, v in emotions.items()},
+    }
 
 
 def start(seed: str, folder: Path, threads: int) -> subprocess.Popen:
@@ -55,7 +68,7 @@ def start(seed: str, folder: Path, threads: int) -> subprocess.Popen:
 def main() -> None:
     seeds = sys.argv[1:]
     committed = yaml.safe_load((PROJECT / "params.yaml").read_text())["seed"]
-    results = {str(committed): extract(json.loads((PROJECT / "metrics" / "accuracy.json").read_text()))}
+    results = {str(committed): extract(PROJECT)}
     scratch = Path(tempfile.gettempdir()) / "music-ddpo-seeds"
     folders = {seed: scratch / seed for seed in seeds}
     threads = max(1, (os.cpu_count() or 1) // max(1, len(seeds)))
@@ -63,7 +76,7 @@ def main() -> None:
     for seed, run in runs.items():
         if run.wait():
             sys.exit(f"seed {seed} failed:\n" + (scratch / f"{seed}.log").read_text()[-2000:])
-        results[seed] = extract(json.loads((folders[seed] / "metrics" / "accuracy.json").read_text()))
+        results[seed] = extract(folders[seed])
     RESULT.write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))
 
