@@ -1,4 +1,4 @@
-"""Puts the scores together: accuracy per emotion, original against trained, transfer between rewards."""
+"""Puts scores and features together: accuracy per emotion, original against trained, transfer, what changed."""
 
 from pathlib import Path
 
@@ -8,13 +8,14 @@ import beside  # noqa: F401
 from music_ddpo.core.files import content_of, read_json, read_seed, write_json, write_text
 from music_ddpo.core.params import Params
 from music_ddpo.machine.stage import stage
-from music_ddpo.measuring import leftovers, tables
+from music_ddpo.measuring import feature_tables, leftovers, tables
+from music_ddpo.measuring.feature_study import FeatureStudy, read_features
 from music_ddpo.measuring.study import Study, read_scores
 
 
 @stage
 def table(params: Params) -> None:
-    """Writes metrics/accuracy.json, metrics/table.md, and the plots."""
+    """Writes metrics/accuracy.json, metrics/features.json, metrics/table.md, and the plots."""
     baseline, each = Path("metrics/clips/baseline.csv"), params.evaluation.clips_per_emotion
     original = read_scores(baseline, each)
     study = Study(
@@ -25,15 +26,33 @@ def table(params: Params) -> None:
         settings=params.evaluation,
         seed=read_seed(),
     )
+    scored = {"baseline": original, **study.trained}
+    described = {
+        name: read_features(f"metrics/features/{name}.csv", table, f"metrics/clips/{name}.csv")
+        for name, table in scored.items()
+    }
+    music = FeatureStudy(
+        original=described.pop("baseline"),
+        trained=described,
+        reference=read_json("models/features.json", dict[str, dict[str, dict[str, float]]]),
+        settings=params.evaluation,
+        seed=study.seed,
+    )
     with content_of(*[f"metrics/clips/{name}.csv" for name in ("baseline", *params.rewards)]):
         metrics, plots, text = tables.metrics(study), tables.plots(study), tables.markdown(study)
         picture = tables.picture(plots["accuracy.csv"])
+    with content_of("models/features.json", *[f"metrics/features/{name}.csv" for name in scored]):
+        features, points = feature_tables.metrics(music), feature_tables.plot(music)
+        plots["features.csv"], text = points, text + feature_tables.markdown(music)
+        panels = feature_tables.picture(points)
     for reward, folder in leftovers.put_away(Path(), params.rewards).items():
         click.echo(f"{reward} is no longer in `rewards`: its adapter, clips and metrics are now in {folder}/.")
     write_json("metrics/accuracy.json", metrics)
+    write_json("metrics/features.json", features)
     for name, data in plots.items():
         write_text(f"plots/{name}", data.to_csv(index=False))
     write_text("plots/accuracy.svg", picture)
+    write_text("plots/features.svg", panels)
     write_text("metrics/table.md", text)
     click.echo(text)
 

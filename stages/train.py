@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -27,21 +28,25 @@ def train(params: Params, reward: str) -> None:
     execution = batches.choose(params.compute)
     path = Path(".checkpoints") / f"train-{reward}.pt"  # not an output: DVC removes those before a stage runs
     with checkpoint.alone(path, reward) if processes.is_main() else nullcontext():
-        check_duration([reward], MODELS, params.duration)
-        judge = load_reward(reward, MODELS, execution.device)
-        check_form(judge, params.reward_form)
+        keepers = params.ddpo.keepers
+        check_duration([reward, *keepers], MODELS, params.duration)
+        raised = load_reward(reward, MODELS, execution.device)
+        check_form(raised, params.reward_form)
+        judge = load_reward(params.ddpo.keep_by, MODELS, execution.device) if keepers else None
         generator = Generator.load(check_pipeline(MODELS), execution.device, execution.dtype)
         prompts = make_prompts(params.prompts.template, params.prompts.emotions, params.prompts.instruments)
-        weights = {"pipeline": read_pipeline_manifest(MODELS), "reward": read_manifest(reward, MODELS)}
+        weights: dict[str, Any] = {"pipeline": read_pipeline_manifest(MODELS), "reward": read_manifest(reward, MODELS)}
+        if judge:
+            weights["keep_by"] = read_manifest(params.ddpo.keep_by, MODELS)
         curve = Path(f"plots/train/{reward}.csv")
         policy, run = setup.prepare(
             generator, reward, prompts, params, read_seed(), execution, path, curve, weights
         )  # fmt: skip
         if run.rounds_done < params.ddpo.rounds:
-            expected = estimate.announcement(policy, judge, prompts, params, execution, run.rounds_done)
+            expected = estimate.announcement(policy, raised, prompts, params, execution, run.rounds_done, judge)
             if processes.is_main():
                 click.echo(expected)
-        loop.train(policy, judge, prompts, params, read_seed(), execution, run)
+        loop.train(policy, raised, prompts, params, read_seed(), execution, run, judge)
         signals.ignore()  # from here on only files are written
         processes.gather([None])  # all processes have come here
         if processes.is_main():

@@ -335,7 +335,7 @@ def models(tmp_path) -> Path:
     """The files of `models/` that these tests read."""
     folder = tmp_path / "models"
     shutil.copytree(MINI / "rewards" / "emopia", folder / "rewards" / "emopia")
-    write_json(folder / "rewards" / "emopia" / "windows.json", {"windows": "cover"})
+    write_json(folder / "rewards" / "emopia" / "settings.json", {"windows": "cover"})
     known = {"weights": checksums(folder / "rewards" / "emopia"), "shortest_clip": 3.0}
     write_json(folder / "rewards" / "emopia" / "manifest.json", known)
     shutil.copytree(MINI / "pipeline" / "scheduler", folder / "pipeline" / "scheduler")
@@ -388,7 +388,7 @@ def test_weights_and_scores_that_are_not_finite_name_their_reward(models):
     assert "dense2.bias" in refused(path, Emopia.of_folder, path.parent, CPU, "cover")
 
     judge = mini_emopia()
-    judge.network.dense2.bias.data[0] = float("nan")
+    judge.networks[0].dense2.bias.data[0] = float("nan")
     sound = 0.1 * torch.rand(2, 5 * 16_000)
     with pytest.raises(UserError, match=r"^reward emopia: value is not finite for 2 of 2 clips"):
         judge.score(sound, 16_000, make_prompts("a {emotion} {instrument}", ["sad", "happy"], ["piano"]))

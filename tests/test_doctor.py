@@ -429,10 +429,13 @@ def test_the_seconds_of_a_training_are_calls_times_seconds():
     assert estimate.seconds(params, speed, 0.05, rounds=1) == pytest.approx(8 * (1.0 + 1.5 + 0.7 + 0.05))
     assert estimate.seconds(params, speed, 0.05, processes=3) == pytest.approx(9 * (1.0 + 1.5 + 0.7 + 0.05))
     assert estimate.seconds(params, speed, 0.05, exact=False) == pytest.approx(24 * (1.0 + 2.0 + 0.7 + 0.05))
+    penalised = params.model_copy(update={"ddpo": params.ddpo.model_copy(update={"kl": 0.1})})
+    assert estimate.seconds(penalised, speed, 0.05) == pytest.approx(24 * (1.0 + 2.0 + 0.7 + 0.05))
     assert estimate.path_bytes(params, (8, 20, 4)) == 8 * 11 * 640 * 4
 
 
-def test_the_calls_of_a_real_round_are_those_that_the_estimate_counts(prepared, monkeypatch):
+@pytest.mark.parametrize("kl", [0.0, 0.1])
+def test_the_calls_of_a_real_round_are_those_that_the_estimate_counts(kl, prepared, tmp_path, monkeypatch):
     """Counts rows of the UNet in the real loop, forward alone and with gradients."""
     calls = {True: 0, False: 0}
     right = Policy._gaussian
@@ -447,12 +450,11 @@ def test_the_calls_of_a_real_round_are_those_that_the_estimate_counts(prepared, 
     monkeypatch.setattr(rising, "_levels", lambda *_: torch.zeros(2))
     policy, run = prepared
     before = [p.detach().clone() for p in run.parameters]
-    folder = run.checkpoint.parent
-    rows_of(rising.rises(policy, run, prompts_of(PARAMS), PARAMS, 0, execution(2, 2), folder))
+    one = small(ddpo__rounds=1, ddpo__trajectories_per_round=8, ddpo__kl=kl)
+    rows_of(rising.rises(policy, run, prompts_of(PARAMS), one, 0, execution(2, 2), tmp_path))
     with torch.no_grad():
         for parameter, value in zip(run.parameters, before, strict=True):
             parameter.copy_(value)
-    one = small(ddpo__rounds=1, ddpo__trajectories_per_round=8)
     assert calls[False] == estimate.seconds(one, estimate.Speed(1.0, 0.0, 0.0), 0.0)
     assert calls[True] == estimate.seconds(one, estimate.Speed(0.0, 1.0, 0.0), 0.0)
 
@@ -484,6 +486,17 @@ def test_the_needs_of_each_stage_are_counted_by_hand():
         "generate@both": generate,
         "evaluate@both": judge,
     }
+
+
+def test_a_judge_that_keeps_the_best_round_is_part_of_the_training_and_of_its_checkpoint():
+    options = {"rewards": ["clap"], "ddpo__keep_by": "emopia", "ddpo__average": 2}
+    last, best = (small(**options, ddpo__keep=keep) for keep in ("last", "best"))
+    measured = costs.Costs(adapter=9, judges={"clap": costs.Part(1.0, 0.2, 20), "emopia": costs.Part(2.0, 0.4, 25)})
+    without, with_it = (costs.stages(params, measured)["train@clap"] for params in (last, best))
+    clips = 2 * 8  # rounds, and clips in each
+    assert with_it.seconds - without.seconds == pytest.approx(2.0 + clips * 0.4)
+    assert with_it.memory - without.memory == 25
+    assert (without.disk, with_it.disk) == (5 * 9, 6 * 9)
 
 
 @pytest.mark.parametrize(

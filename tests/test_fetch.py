@@ -22,7 +22,7 @@ from transformers import SpeechT5HifiGan
 
 from helpers import standins
 from helpers.hub import reach
-from helpers.project import CPU
+from helpers.project import CPU, MINI, small
 from helpers.standins import CHECKPOINT, MUSIC, asked, weight_settings
 from music_ddpo.core.errors import UserError
 from music_ddpo.core.files import checksums
@@ -31,7 +31,9 @@ from music_ddpo.model.audioldm2 import Generator
 from music_ddpo.model.loading import MODELS, load_model
 from music_ddpo.rewards import fetching
 from music_ddpo.rewards.emopia import weights as emopia
+from music_ddpo.rewards.finding import load_reward
 from music_ddpo.weights import checkpoints
+from music_ddpo.weights.sources import SHIPPED
 
 
 def fetch(model: str, weights: WeightParams, judges: list[str], _mixtures: dict, target: Path) -> dict[str, str]:
@@ -412,7 +414,7 @@ def take_emopia(place: str, target: Path) -> None:
     params = asked("audioldm2-music", settings)
     fetching.fetch_reward("emopia", target.parent / f"{target.name}-models", params)
     shutil.move(target.parent / f"{target.name}-models" / "rewards" / "emopia", target)
-    for name in ("manifest.json", "windows.json"):
+    for name in ("manifest.json", "settings.json"):
         (target / name).unlink()
 
 
@@ -425,6 +427,35 @@ def test_emopia_is_taken_from_a_zip_or_a_folder_and_gives_the_same(published, tm
         assert sorted(p.name for p in (tmp_path / str(i)).iterdir()) == ["hparams.yaml", "model.safetensors"]
         found.append(load_file(tmp_path / str(i) / "model.safetensors"))
     assert all(torch.equal(x, other[name]) for other in found[1:] for name, x in found[0].items())
+
+
+def test_more_members_than_the_authors_publish_are_refused(published, tmp_path):
+    settings = WeightParams.model_construct(emopia=str(published / "emopia.zip"))
+    params = asked("audioldm2-music", settings, members=2)
+    with pytest.raises(UserError, match=r"^emopia\.members: 2 classifiers are .* have 1; set it to 1\.$"):
+        fetching.fetch_reward("emopia", tmp_path, params)
+    assert not (tmp_path / "rewards" / "emopia").exists()
+
+
+def test_fetch_copies_all_members_of_a_shipped_ensemble_and_their_checksums(tmp_path, monkeypatch):
+    source = shutil.copytree(MINI, tmp_path / "shipped", ignore=shutil.ignore_patterns("model-*.safetensors"))
+    parts = source / "rewards" / "emopia"
+    for number in (2, 3):
+        shutil.copyfile(parts / "model.safetensors", parts / f"model-{number}.safetensors")
+    (source / "manifest.json").unlink()
+    (source / "manifest.json").write_text(json.dumps(checksums(source)))
+    monkeypatch.setitem(SHIPPED, "mini", source)
+    fetching.fetch_reward("emopia", tmp_path, small(emopia__members=2, emopia__combine="min"))
+    folder = tmp_path / "rewards" / "emopia"
+    names = ["hparams.yaml", "model-2.safetensors", "model-3.safetensors", "model.safetensors", "settings.json"]
+    assert sorted(json.loads((folder / "manifest.json").read_text())["weights"]) == names
+    judge = load_reward("emopia", tmp_path, CPU)
+    assert (len(judge.networks), judge.combine) == (2, "min")
+    (folder / "model-2.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="altered"):
+        load_reward("emopia", tmp_path, CPU)
+    with pytest.raises(UserError, match=r"^emopia\.members: 4 .* have 3; set it to 3 or less\.$"):
+        fetching.fetch_reward("emopia", tmp_path, small(emopia__members=4))
 
 
 def test_emopia_is_downloaded_once(published, tmp_path, monkeypatch):

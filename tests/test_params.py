@@ -46,13 +46,15 @@ def test_the_shipped_file_is_valid():
 
 
 def test_auto_becomes_the_value_for_the_model():
-    assert (load(SHIPPED).guidance_scale, load(SHIPPED).ddpo.learning_rate) == (2.0, 0.015)
+    assert (load(SHIPPED).guidance_scale, load(SHIPPED).ddpo.learning_rate) == (1.0, 0.015)
     other = parse(changed("model", "audioldm2-music"))
     assert (other.guidance_scale, other.ddpo.learning_rate) == (3.5, 0.0003)
     assert parse(changed("ddpo.learning_rate", 0.1)).ddpo.learning_rate == 0.1
     assert parse(changed("auto.learning_rate", {"mini": 0.5, "otherwise": 0.1})).ddpo.learning_rate == 0.5
+    assert parse(changed("auto.members", {"mini": 3, "otherwise": 1})).emopia.members == 3
+    assert parse(changed("emopia.members", 2)).emopia.members == 2
     budget = [(p.ddpo.rounds, p.ddpo.trajectories_per_round, p.trained_steps) for p in (load(SHIPPED), other)]
-    assert budget == [(16, 64, range(10)), (100, 256, range(19))]
+    assert budget == [(8, 64, range(10)), (100, 256, range(19))]
     with pytest.raises(UserError, match=r"ddpo\.updates_per_round: 4 must divide.*which is 6"):
         parse(changed("auto.trajectories_per_round", {"mini": 6, "otherwise": 8}))
 
@@ -103,6 +105,13 @@ def test_auto_becomes_the_value_for_the_model():
         ("ddpo.updates_per_round", 5, ["5 must divide ddpo.trajectories_per_round, which is 64"]),
         ("ddpo.learning_rate", float("inf"), ["inf"]),
         ("ddpo.clip_range", float("nan"), ["nan"]),
+        ("ddpo.advantages", "all", ["'all'", "'window'", "'group'"]),
+        ("ddpo.kl", -0.1, ["ddpo.kl: -0.1", "greater than or equal to 0"]),
+        ("ddpo.kl", 1e300, ["ddpo.kl: 1e+300", "1000000"]),
+        ("ddpo.average", 0, ["ddpo.average: 0", "greater than 0"]),
+        ("ddpo.average", 9, ["ddpo.average: 9 must be at most ddpo.rounds, which is 8"]),  # `auto` for mini
+        ("ddpo.keep", "first", ["ddpo.keep: 'first'", "'last'", "'best'"]),
+        ("ddpo.keep_by", "hold_out", ["ddpo.keep_by: 'hold_out' is not among clap, ", "did you mean 'held_out'"]),
         ("lora.rank", "8", ["'8'", "integer"]),
         ("lora.targets", "self", ["'self'", "'cross'", "'all'"]),
         ("auto.timesteps", {"mini": "auto", "otherwise": "all"}, ["auto.timesteps.mini: 'auto'"]),
@@ -110,6 +119,12 @@ def test_auto_becomes_the_value_for_the_model():
         ("weights.preference.repo", "~nosuchuser/x", ["weights.preference.repo", "a path"]),
         ("weights.preference.repo", "x" * 300, ["weights.preference.repo", "a path"]),
         ("emopia.windows", "all", ["'all'", "'paper'", "'cover'"]),
+        ("emopia.members", 0, ["emopia.members: 0", "at least 1", "auto"]),
+        ("emopia.members", "all", ["emopia.members: 'all'", "whole number", "'auto'"]),
+        ("emopia.combine", "max", ["'max'", "'mean'", "'min'", "'mean_less_std'"]),
+        ("emopia.variants", 0, ["emopia.variants: 0", "1"]),
+        ("emopia.variants", 65, ["emopia.variants: 65", "64"]),
+        ("auto.members", {"mini": 0, "otherwise": 1}, ["auto.members.mini: 0"]),
         ("evaluation.clips_per_emotion", 1, ["clips_per_emotion: 1", "2"]),
         ("lora.rank", 10**6, ["lora.rank: 1000000", "1024"]),
         ("lora.rank", 10**11, ["1024"]),
@@ -294,6 +309,18 @@ def test_allowed_values_are_kept_unchanged(key, value):
     for part in key.split("."):
         found = getattr(found, part)
     assert found == value
+
+
+@pytest.mark.parametrize(("rewards", "refused"), [(["clap"], "clap"), (["both"], "both"), (["emopia"], None)])
+def test_the_judge_that_keeps_a_round_is_in_no_reward_that_is_trained(rewards, refused):
+    content = changed("rewards", rewards)
+    content["ddpo"]["keep_by"] = "clap"
+    assert parse(content).ddpo.keepers == []  # it is not used
+    content["ddpo"]["keep"] = "best"
+    if refused:
+        assert f"ddpo.keep_by: 'clap' is in the reward {refused!r} of `rewards`" in message(content)
+    else:
+        assert parse(content).ddpo.keepers == ["clap"]
 
 
 def test_params_cannot_be_changed_afterwards():

@@ -40,7 +40,7 @@ def stale(study: Path) -> set[str]:
 
 def test_the_study_leaves_tables_metrics_plots_and_ordinary_files(study):
     accuracy = read(study / "metrics" / "accuracy.json")
-    assert set(accuracy) == {f"judged_by_{judge}" for judge in ("clap", "emopia", "held_out", "preference")}
+    assert set(accuracy) == {f"judged_by_{judge}" for judge in ("clap", "emopia", "held_out", "preference", "listener")}
     for judge, headline in (("clap", "similarity"), ("emopia", "accuracy")):
         for model in ("original", "trained_with_emopia"):
             entry = accuracy[f"judged_by_{judge}"][model]
@@ -61,8 +61,15 @@ def test_the_study_leaves_tables_metrics_plots_and_ordinary_files(study):
     waveform, sample_rate = audio.read(clips[0])
     assert (len(waveform), sample_rate) == (3 * 16000, 16000)
     table = (study / "metrics" / "table.md").read_text()
-    assert all(word in table for word in ("Table 1", "Table 2", "Transfer", "tender", "gap"))
-    assert "<svg" in (study / "plots" / "accuracy.svg").read_text()
+    assert all(
+        word in table
+        for word in ("Table 1", "Table 2", "Transfer", "tender", "gap", "What changed in the music", "Diversity")
+    )
+    for name in ("accuracy", "features"):
+        assert "<svg" in (study / "plots" / f"{name}.svg").read_text()
+    music = read(study / "metrics" / "features.json")
+    assert music["loudness"]["trained_with_emopia"]["tender"]["clips"] == 2
+    assert music["embedding_distance"]["original"]["tender"]["value"] > 0
 
 
 def test_dvcs_own_commands_show_it_on_one_screen(study):
@@ -91,7 +98,7 @@ def test_nothing_is_stale_and_nothing_speaks_of_minis_making(study):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"ddpo__clip_range": 0.001}, {"train@emopia", "card@emopia"}),
+        ({"ddpo__clip_range": 0.002}, {"train@emopia", "card@emopia"}),
         ({"judges": ["emopia", "clap", "held_out"]}, {"fetch", "score", "evaluate@emopia"}),
         (
             {"auto__guidance_scale": {"mini": 3.0, "otherwise": 3.5}},
@@ -115,7 +122,7 @@ def test_a_new_reward_trains_and_generates_nothing_else_and_a_former_one_is_put_
     try:
         assert stale(study) == {"fetch"}  # it writes the checksums of each reward's code
         judges = ["clap", "emopia", "held_out", "bright"]
-        new = {"train@bright", "generate@bright", "evaluate@bright", "card@bright"}
+        new = {f"{stage}@bright" for stage in ("train", "generate", "evaluate", "features-trained", "card")}
         set_params(study, **STUDY | {"judges": judges, "rewards": ["emopia", "bright"]})
         assert stale(study) == {"fetch", "score", "evaluate@emopia", "table", *new}
         set_params(study, **STUDY | {"judges": judges, "rewards": ["bright"]})

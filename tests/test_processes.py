@@ -113,6 +113,7 @@ def test_two_processes_generate_and_judge_the_clips_that_one_does(fetched, tmp_p
         set_params(folder, prompts__emotions=["happy", "angry", "sad"], evaluation__clips_per_emotion=2, duration=3)
         succeed(folder, "baseline", count=count)
         succeed(folder, "score", count=count)
+        succeed(folder, "features", "baseline", count=count)
     one, two = (sorted((folder / "clips" / "baseline").glob("*.wav")) for folder in folders)
     assert [path.name for path in one] == [path.name for path in two]
     for a, b in zip(one, two, strict=True):
@@ -122,6 +123,11 @@ def test_two_processes_generate_and_judge_the_clips_that_one_does(fetched, tmp_p
     one, two = (pd.read_csv(folder / "metrics" / "clips" / "baseline.csv") for folder in folders)
     assert len(one) == 6
     pd.testing.assert_frame_equal(one, two, rtol=0, atol=1e-3)  # of clips that differ in their last bits
+    one, two = (pd.read_csv(folder / "metrics" / "features" / "baseline.csv") for folder in folders)
+    assert len(one) == 6
+    assert one["embedding_distance"].gt(0).all()
+    counts = ["onsets", "tempo"]  # which one bit can change
+    pd.testing.assert_frame_equal(one.drop(columns=counts), two.drop(columns=counts), rtol=0.01, atol=0.01)
     assert leftovers(folders[1]) == []
 
 

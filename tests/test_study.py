@@ -12,6 +12,7 @@ from music_ddpo.core.params import EvaluationParams
 from music_ddpo.measuring.leftovers import put_away
 from music_ddpo.measuring.statistics import Estimate, bootstrap, paired_change, proportion
 from music_ddpo.measuring.study import Study
+from music_ddpo.measuring.summary import in_words
 from music_ddpo.measuring.tables import markdown, metrics, picture, plots
 
 SETTINGS = EvaluationParams(clips_per_emotion=4, eta=1.0, confidence=0.95, bootstrap=2000)
@@ -255,9 +256,9 @@ def test_the_tables_show_the_numbers_of_the_study():
     lines = markdown(study()).splitlines()
     low, high = binomtest(6, 8).proportion_ci(method="wilson")
 
-    assert "| emotion | original | trained with clap | trained with emopia | clips |" in lines
+    assert "| emotion | original | trained with clap | trained with emopia | real recordings | clips |" in lines
     (everything,) = (line for line in lines if line.startswith("| **all** |"))
-    assert everything.endswith(f"| 0.75 [{low:.2f}, {high:.2f}] | 8 |")
+    assert everything.endswith(f"| 0.75 [{low:.2f}, {high:.2f}] | 0.75 | 8 |")
     (summary,) = (line for line in lines if line.startswith("| clap | clap similarity |"))
     assert "| 0.25 [" in summary
     assert "| 0.35 [" in summary
@@ -329,3 +330,68 @@ def test_judges_that_predict_nothing_still_give_every_output():
     assert "clap similarity" in picture(data["accuracy.csv"])
     assert "Table 1" not in markdown(alone)
     assert metrics(alone)["judged_by_clap"]["trained_with_clap"]["gain"] == 0.1
+
+
+# In words
+
+
+def with_listener(heard_before: list[int], heard_after: list[int]) -> Study:
+    """The adapter emopia raises its own reward; what the listener hears is given."""
+    tables = []
+    for own, heard in ((HEARD_ORIGINAL, heard_before), (HEARD_TRAINED, heard_after)):
+        table = pd.concat([scores(own, SIMILAR_ORIGINAL)] * 10, ignore_index=True)
+        table["listener_headline"], table["listener_predicted"] = "accuracy", "Q1"
+        table["listener_correct"], table["listener_value"] = heard * 10, [float(x) for x in heard * 10]
+        table["listener_instrument"] = [1, 0] * 40
+        tables.append(table)
+    reference = REFERENCE | {"listener": {"piano": {"happy": 1.0, "sad": 0.9}}}
+    return Study(tables[0], {"emopia": tables[1]}, {"emopia": ["emopia"]}, reference, SETTINGS, seed=0)
+
+
+def test_a_reward_that_rises_unheard_is_said_in_words():
+    text = "\n".join(in_words(with_listener([1, 0] * 4, [1, 0] * 4)))
+
+    assert "emopia accuracy rose from 0.25 to 0.75" in text
+    assert "the emotion of the prompt did not change significantly: from 0.50 to 0.50" in text
+    assert "**The reward rose and the listener does not hear it**" in text
+    assert "It hears the instrument: in 0.50 [0.39, 0.61] of the clips (before: 0.50 [0.39, 0.61])" in text
+
+
+def test_an_instrument_that_is_lost_is_said_in_words():
+    study = with_listener([0] * 8, [1] * 8)
+    study.trained["emopia"]["listener_instrument"] = 0
+
+    low, high = binomtest(0, 80).proportion_ci(method="wilson")
+    text = "\n".join(in_words(study))
+    assert f"**It hears the instrument of the prompt less often**: in 0.00 [{low:.2f}, {high:.2f}]" in text
+
+
+def test_a_reward_that_rises_and_is_heard_has_no_such_warning():
+    text = "\n".join(in_words(with_listener([0] * 8, [1] * 8)))
+
+    assert "the emotion of the prompt rose from 0.00 to 1.00" in text
+    assert "does not hear it" not in text
+
+
+def test_an_emotion_that_falls_and_a_reward_above_its_ceiling_are_named():
+    text = "\n".join(in_words(with_listener([1, 1] * 4, [1, 0] * 4)))
+
+    assert "**It hears less of sad** than before" in text
+    assert "emopia is right on" not in text  # 0.75 on real recordings, and 0.75 here
+    assert "emopia is right on 0.50" in "\n".join(in_words(lower_ceiling(with_listener([1, 1] * 4, [1, 0] * 4))))
+
+
+def lower_ceiling(study: Study) -> Study:
+    reference = {**study.reference, "emopia": {"piano": {"happy": 0.5, "sad": 0.5}}}
+    return Study(study.original, study.trained, study.rewards, reference, SETTINGS, seed=0)
+
+
+def test_the_table_of_the_listener_is_the_first_and_in_bold_with_its_ceiling():
+    text = markdown(with_listener([0] * 8, [1] * 8))
+
+    tables = [line for line in text.splitlines() if line.startswith("## Table 1")]
+    assert tables == [
+        "## Table 1: share of clips in which **listener** hears the emotion of the prompt",
+        "## Table 1: share of clips in which emopia hears the emotion of the prompt",
+    ]
+    assert "| sad | **0.00 [0.00, 0.09]** | **1.00 [0.91, 1.00]** | 0.90 | 40 |" in text

@@ -23,13 +23,14 @@ class Text:
 
 @dataclass(frozen=True)
 class Number:
-    """A column of numbers: of these, or any up to +- 1e12."""
+    """A column of numbers: of these, or any up to +- 1e12; an empty cell is NaN if `gaps`, else wrong."""
 
     values: Collection[float] = ()
+    gaps: bool = False
 
 
 def read_table(path: Path | str, columns: Mapping[str, Text | Number]) -> pd.DataFrame:
-    """A CSV file with at least these columns, in which every cell is filled and has the type of its column.
+    """A CSV file with at least these columns; every cell has the type of its column and, without `gaps`, is filled.
 
     Raises
     ------
@@ -53,7 +54,7 @@ def read_table(path: Path | str, columns: Mapping[str, Text | Number]) -> pd.Dat
         cells = table[name]
         if isinstance(kind, Number):
             cells = pd.to_numeric(cells, errors="coerce").astype(float)
-            wrong = ~(np.abs(cells) <= 1e12)
+            wrong = ~(np.abs(cells) <= 1e12) & ~(kind.gaps & table[name].isna())
             allowed: Collection[float] | Collection[str] = kind.values
         else:
             wrong, allowed = cells.isna(), kind.words

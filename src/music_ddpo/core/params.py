@@ -18,6 +18,7 @@ PUBLISHED = ("audioldm2", "audioldm2-music", "audioldm2-large")  # the models th
 REWARDS = Path(__file__).parents[1] / "rewards"
 TAKEN = {"accuracy", "baseline", "seed", "weights"}  # a reward with such a name would overwrite other results
 AUTO_PRECISION = {"cpu": "float32", "cuda": "bfloat16", "mps": "float32"}  # what `auto` means on each kind of device
+JUDGES_ONLY = ("held_out", "listener")  # no adapter may be trained with them
 NO_REWARDS = {"__init__", "base", "fetching", "finding", "mixture"}  # the other modules in that folder
 
 
@@ -62,14 +63,35 @@ class Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+def _judges(value: Any) -> Any:
+    """A list of known judges, without repetition."""
+    if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
+        raise ValueError("must be a list with at least one judge, or 'auto'")
+    known = known_rewards()
+    for judge in value:
+        if judge not in known:
+            raise ValueError(
+                f"contains {quoted(judge)}, which is not in src/music_ddpo/rewards/ (known: {', '.join(known)})"
+                + did_you_mean(judge, known)
+            )
+    return _distinct(value)
+
+
+Judges = Annotated[Any, BeforeValidator(_judges)]
+JudgesOrAuto = Annotated[Any, BeforeValidator(lambda value: value if value == "auto" else _judges(value))]
+
+
 class AutoParams(Group):
     """What `auto` stands for: one value for each model that is named, and one for all others (`otherwise`)."""
 
     guidance_scale: dict[str, Annotated[float, Field(ge=1, le=100)]]
+    judges: dict[str, Judges]
     rounds: dict[str, Positive]
     trajectories_per_round: dict[str, Positive]
     timesteps: dict[str, Annotated[str, Field(pattern=f"^({TIMESTEPS})$")]]
     learning_rate: dict[str, Annotated[float, Field(gt=0, le=1)]]
+    clip_range: dict[str, Limit]
+    members: dict[str, Positive]
 
     @field_validator("*")
     @classmethod
@@ -115,10 +137,15 @@ class DDPOParams(Group):
     learning_rate: Annotated[Any, _number_or("auto", float, above=0, most=1)]
     adam_betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(min_length=2, max_length=2)
     weight_decay: float = Field(ge=0, le=100)
-    clip_range: Limit
+    clip_range: Annotated[Any, _number_or("auto", float, above=0, most=1e9)]
     advantage_clip: Limit
     advantage_window: Positive
     max_gradient_norm: Limit
+    advantages: Literal["window", "group"]
+    kl: float = Field(ge=0, le=1e6)
+    average: Positive
+    keep: Literal["last", "best"]
+    keep_by: str
 
     @field_validator("timesteps")
     @classmethod
@@ -139,6 +166,18 @@ class DDPOParams(Group):
                 f"ddpo.trajectories_per_round, which is {self.trajectories_per_round}"
             )
         return self
+
+    @model_validator(mode="after")
+    def average_has_rounds(self) -> DDPOParams:
+        """There are as many rounds as are averaged."""
+        if self.rounds != "auto" and self.average > self.rounds:
+            raise ValueError(f"ddpo.average: {self.average} must be at most ddpo.rounds, which is {self.rounds}")
+        return self
+
+    @property
+    def keepers(self) -> list[str]:
+        """The judge that chooses the round whose adapter is saved, if one does."""
+        return [self.keep_by] if self.keep == "best" else []
 
 
 class LoRAParams(Group):
@@ -162,6 +201,9 @@ class EmopiaParams(Group):
     """The group `emopia`."""
 
     windows: Literal["paper", "cover"]
+    members: PositiveOrAuto
+    combine: Literal["mean", "min", "mean_less_std"]
+    variants: int = Field(ge=1, le=64)
 
 
 class ClapWeights(Group):
@@ -219,7 +261,7 @@ class Params(Group):
     guidance_scale: Annotated[Any, _number_or("auto", float, least=1, most=100)]
     rewards: list[str] = Field(min_length=1)
     mixtures: dict[str, dict[str, Annotated[float, Field(ge=1e-6, le=1e6)]]]
-    judges: list[str] = Field(min_length=1)
+    judges: JudgesOrAuto
     reward_form: Literal["value", "margin", "label"]
     prompts: PromptParams
     ddpo: DDPOParams
@@ -243,22 +285,11 @@ class Params(Group):
             )
         return model
 
-    @field_validator("judges")
-    @classmethod
-    def judges_known(cls, judges: list[str]) -> list[str]:
-        """Each judge has a module in rewards/."""
-        known = known_rewards()
-        for judge in judges:
-            if judge not in known:
-                raise ValueError(
-                    f"contains {quoted(judge)}, which is not in src/music_ddpo/rewards/ (known: {', '.join(known)})"
-                    + did_you_mean(judge, known)
-                )
-        return _distinct(judges)
-
     @model_validator(mode="after")
     def rewards_are_judged(self) -> Params:
         """Each reward is judged, or is a mixture of judged ones."""
+        if self.judges == "auto":  # not settled yet
+            return self
         for name, mix in self.mixtures.items():
             if not name.isidentifier() or len(name) > 50 or name in {*known_rewards(), *TAKEN}:
                 raise ValueError(
@@ -280,8 +311,22 @@ class Params(Group):
             if name not in known:
                 hint = "; add it to `judges`" if name in known_rewards() else did_you_mean(name, known)
                 raise ValueError(f"{key}: {quoted(name)} is not among {', '.join(known)}{hint}")
-            if name == "held_out":
-                raise ValueError(f"{key}: 'held_out' judges only; no adapter may be trained with it")
+            if name in JUDGES_ONLY:
+                raise ValueError(f"{key}: {name!r} judges only; no adapter may be trained with it")
+
+    @model_validator(mode="after")
+    def kept_by_another_judge(self) -> Params:
+        """The judge that chooses a round is known, and no adapter is trained with it."""
+        name, known = self.ddpo.keep_by, known_rewards()
+        if name not in known:
+            raise ValueError(f"ddpo.keep_by: {quoted(name)} is not among {', '.join(known)}{did_you_mean(name, known)}")
+        for reward in self.rewards:
+            if self.ddpo.keep == "best" and name in self.mixtures.get(reward, [reward]):
+                raise ValueError(
+                    f"ddpo.keep_by: {name!r} is in the reward {reward!r} of `rewards`, so it cannot tell whether that "
+                    "reward is exploited; use a judge that no adapter is trained with"
+                )
+        return self
 
     @model_validator(mode="after")
     def timesteps_fit(self) -> Params:
@@ -321,7 +366,7 @@ class Params(Group):
         """The same with a value in place of every `auto` that depends on the model; `ValueError` if they do not fit."""
         content = self.model_dump()
         for key, values in content["auto"].items():
-            group = content if key in content else content["ddpo"]
+            group = next(g for g in (content, content["ddpo"], content["emopia"]) if key in g)
             if group[key] == "auto":
                 group[key] = values.get(self.model, values["otherwise"])
         return Params.model_validate(content)

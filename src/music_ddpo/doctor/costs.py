@@ -114,7 +114,7 @@ def stages(params: Params, costs: Costs, processes: int = 1) -> dict[str, Need]:
     )
     needs = {"fetch": Need(None, 0, costs.weights), "baseline": generate, "score": judge}
     for reward in params.rewards:
-        parts = [costs.judges[part] for part in params.mixtures.get(reward, [reward])]
+        parts = [costs.judges[part] for part in (*params.mixtures.get(reward, [reward]), *params.ddpo.keepers)]
         one = sum(part.one for part in parts)
         working = costs.generator.kept + max(costs.learn, costs.sample) + costs.latents
         needs[f"train@{reward}"] = Need(
@@ -122,7 +122,8 @@ def stages(params: Params, costs: Costs, processes: int = 1) -> dict[str, Need]:
             + sum(part.load for part in parts)
             + estimate.seconds(params, costs.speed, one, processes=processes, exact=costs.exact),
             costs.base + sum(part.peak for part in parts) + max(costs.generator.peak, working),
-            4 * costs.adapter,  # itself, and the checkpoint: weights and two moments of AdamW
+            # itself, and the checkpoint: latest weights, the best ones, and two moments of AdamW
+            (3 + params.ddpo.average + len(params.ddpo.keepers)) * costs.adapter,
         )
         needs[f"generate@{reward}"], needs[f"evaluate@{reward}"] = generate, judge
     return needs
@@ -184,7 +185,7 @@ def _total(needs: Mapping[str, Need], params: Params) -> Row:
     )
     there = sum(bytes_in(Path(name)) for name in ("models", "clips"))
     free = min(free_disk().values())
-    text = f"about {_text(total, params)}; seed, table and card take seconds"
+    text = f"about {_text(total, params)}; seed, features, table and card take seconds"
     if params.model not in SHIPPED:
         text += "; the download is not counted"
     if total.disk - there > free:

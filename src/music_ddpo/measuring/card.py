@@ -12,6 +12,7 @@ from huggingface_hub import ModelCardData
 from music_ddpo.core.params import SHIPPED, Params
 from music_ddpo.core.prompts import fill
 from music_ddpo.measuring.statistics import Estimate
+from music_ddpo.measuring.summary import LISTENER
 
 SISTERS = (
     "The CLAP inside AudioLDM 2 (held-out) and the clap reward are sister checkpoints, so neither is "
@@ -110,8 +111,8 @@ def headline(reward: str, params: Params, accuracy: dict, seconds: float) -> dic
     Returns
     -------
     The number of the reward (of a mixture: of its first part) before and after, and the confidence interval of the
-    change (`change_ci`); the accuracy of the first judge that has one, over all clips and, if there are at most four,
-    for each emotion; the change of the held-out judge; and the seconds that training took.
+    change (`change_ci`); the accuracy by the listener, or else by the first judge that has one, over all clips and, if
+    there are at most four, for each emotion; the change of the held-out judge; and the seconds that training took.
     """
     trained = f"trained_with_{reward}"
     own = next(iter(params.mixtures.get(reward, [reward])))
@@ -122,7 +123,8 @@ def headline(reward: str, params: Params, accuracy: dict, seconds: float) -> dic
         "after": round(judged[trained][name], 3),
         "change_ci": _short(judged[trained]["gain_low"]) + ".." + _short(judged[trained]["gain_high"]),
     }
-    heard = next((models[trained] for models in accuracy.values() if "accuracy" in models["original"]), None)
+    first = sorted(accuracy, key=lambda judge: judge != f"judged_by_{LISTENER}")
+    heard = next((accuracy[judge][trained] for judge in first if "accuracy" in accuracy[judge]["original"]), None)
     if heard is not None:
         numbers["accuracy"] = round(heard["accuracy"], 3)
         if len(params.prompts.emotions) <= 4:  # more would not fit on a screen

@@ -10,9 +10,10 @@ PLACES = (
     "clips/{}",
     "metrics/{}.json",
     "metrics/clips/{}.csv",
+    "metrics/features/{}.csv",
     "metrics/train/{}.json",
     "plots/train/{}.csv",
-    *(f"metrics/cost/{stage}-{{}}.json" for stage in ("train", "generate", "evaluate", "card")),
+    *(f"metrics/cost/{stage}-{{}}.json" for stage in ("train", "generate", "evaluate", "features", "card")),
 )
 
 

@@ -71,10 +71,14 @@ class Study:
             return paired_change(before, after, self.settings.confidence)
         return self._bootstrap((before, after), lambda before, after: after - before)
 
-    def real(self, judge: str) -> float | None:
-        """The headline number of real recordings with these emotions and instruments; None if not all are known."""
+    def real(self, judge: str, emotion: str | None = None) -> float | None:
+        """The headline number of real recordings with these emotions and instruments; None if not all are known.
+
+        Of a judge of accuracy it is the ceiling: how often it is right on real recordings.
+        """
         scores = self.reference.get(judge, {})
-        pairs = zip(self.original["instrument"], self.original["emotion"], strict=True)
+        rows = self.original if emotion is None else self.original[self.original["emotion"] == emotion]
+        pairs = zip(rows["instrument"], rows["emotion"], strict=True)
         found = [scores.get(instrument, {}).get(emotion) for instrument, emotion in pairs]
         return None if None in found else float(np.mean(found))
 
@@ -91,6 +95,17 @@ class Study:
             return (after - before) / np.maximum(real - before, 1e-9)
 
         return self._bootstrap(self._paired(judge, adapter, None), share)
+
+    def trained_with(self) -> list[tuple[str, list[str]]]:
+        """Each adapter with the rewards that it was trained with."""
+        return [(adapter, list(self.rewards[adapter])) for adapter in self.trained]
+
+    def instrument(self, judge: str, adapter: str | None) -> Estimate | None:
+        """Share of clips in which a judge hears the instrument of the prompt; None if it does not listen for it."""
+        table, column = self.table(adapter), f"{judge}_instrument"
+        if column not in table:
+            return None
+        return proportion(int(table[column].sum()), len(table), self.settings.confidence)
 
     def confusion(self, judge: str, adapter: str | None) -> pd.DataFrame | None:
         """For each clip the quadrant of the prompt and the one that the judge hears; None if it predicts none."""
@@ -139,7 +154,7 @@ def read_scores(
             columns |= {name: Text(named[name][:1].tolist()), f"{judge}_value": Number()}
             if named[name][0] == "accuracy":
                 columns[f"{judge}_correct"] = Number((0, 1))
-        elif kind == "correct":
+        elif kind in ("correct", "instrument") and judge:
             columns[name] = Number((0, 1))
         elif kind == "predicted":
             columns[name] = Text((*QUADRANTS, "none"))

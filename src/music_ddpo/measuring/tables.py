@@ -8,7 +8,11 @@ import pandas as pd
 import vl_convert
 
 from music_ddpo.core.prompts import QUADRANTS
+from music_ddpo.measuring import summary
 from music_ddpo.measuring.study import Study
+
+REAL = "real recordings"
+COLOURS = ("#9aa0a6", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9")  # of the models, the original first
 
 
 def metrics(study: Study) -> dict[str, Any]:
@@ -46,22 +50,38 @@ def markdown(study: Study) -> str:
     lines = [
         "# What training did",
         "",
+        *summary.in_words(study),
+        "",
         f"The untouched model (original) and each adapter generated {count} clips from the same noise, {each} for each",
         f"emotion. Brackets contain {level} confidence intervals: Wilson's of an accuracy, Tango's of its change, the",
         "bootstrap's otherwise. A change is significant if its interval excludes 0. [?] means: no",
         "interval, because all clips have the same value.",
     ]
-    for judge in (j for j, headline in study.judges.items() if headline == "accuracy"):
+    accuracies = [j for j, headline in study.judges.items() if headline == "accuracy"]
+    for judge in sorted(accuracies, key=lambda j: j != summary.LISTENER):
         lines += [
             "",
-            f"## Table 1: share of clips in which {judge} hears the emotion of the prompt",
+            f"## Table 1: share of clips in which {_strong(judge, judge)} hears the emotion of the prompt",
             "",
-            _row(["emotion", "original", *(f"trained with {a}" for a in adapters), "clips"]),
-            _row(["---"] * (len(adapters) + 3)),
+        ]
+        if judge == summary.LISTENER:
+            lines += [*summary.WHAT_THE_LISTENER_IS, ""]
+        lines += [
+            _row(["emotion", "original", *(f"trained with {a}" for a in adapters), "real recordings", "clips"]),
+            _row(["---"] * (len(adapters) + 4)),
         ]
         for emotion in (*study.emotions, None):
             cells = [study.estimate(judge, a, emotion) for a in (None, *adapters)]
-            lines.append(_row([emotion or "**all**", *map(str, cells), str(cells[0].clips)]))
+            real = study.real(judge, emotion)
+            ceiling = "" if real is None else f"{real:.2f}"
+            verdicts = [_strong(judge, str(cell)) for cell in cells]
+            lines.append(_row([emotion or "**all**", *verdicts, ceiling, str(cells[0].clips)]))
+    if any(study.real(judge) is not None for judge in accuracies):
+        lines += [
+            "",
+            "Real recordings: how often this judge is right on recordings that no model was trained with. It is the",
+            "judge's ceiling. An accuracy above it means that the clips please the judge more than music does.",
+        ]
     lines += [
         "",
         "## Table 2: did the adapter raise the reward that it was trained with?",
@@ -82,10 +102,10 @@ def markdown(study: Study) -> str:
         "",
         "## Transfer: each adapter judged by every judge (change against the untouched model)",
         "",
-        _row(["trained with", *(f"{j} {headline}" for j, headline in study.judges.items())]),
+        _row(["trained with", *(_strong(j, f"{j} {headline}") for j, headline in study.judges.items())]),
         _row(["---"] * (len(study.judges) + 1)),
     ]
-    lines += [_row([a, *(study.gain(j, a).signed() for j in study.judges)]) for a in adapters]
+    lines += [_row([a, *(_strong(j, study.gain(j, a).signed()) for j in study.judges)]) for a in adapters]
     if "held_out" in study.judges:
         lines += [
             "",
@@ -121,6 +141,12 @@ def plots(study: Study) -> dict[str, pd.DataFrame]:
                 gain = study.gain(judge, adapter)
                 row = {"trained with": adapter, "judged by": f"{judge} {headline}"}
                 transfer.append(row | {"change": round(gain.value, 4), "label": gain.signed()})
+    for judge, headline in study.judges.items():
+        for emotion in (*study.emotions, None):
+            real = study.real(judge, emotion)
+            if real is not None:
+                row = {"model": REAL, "judge": f"{judge} {headline}", "emotion": emotion or "all"}
+                bars.append(row | {"value": round(real, 4)})
     result = {"accuracy.csv": pd.DataFrame(bars), "transfer.csv": pd.DataFrame(transfer)}
     for adapter in (None, *study.trained):
         for judge in study.judges:
@@ -137,6 +163,8 @@ def picture(accuracy: pd.DataFrame) -> str:
     accuracies = accuracy["judge"].str.endswith(" accuracy")
     bars = accuracy[accuracies] if accuracies.any() else accuracy
     models = list(dict.fromkeys(bars["model"]))
+    colours = {m: "#000000" if m == REAL else COLOURS[i % len(COLOURS)] for i, m in enumerate(models)}
+    judges = sorted(dict.fromkeys(bars["judge"]), key=lambda judge: not judge.startswith(summary.LISTENER))
     x: dict[str, Any] = {"field": "emotion", "type": "nominal", "sort": None, "title": None, "axis": {"labelAngle": 0}}
     offset = {"field": "model", "type": "nominal", "sort": models}
     percent: dict[str, Any] = {"title": "score"}
@@ -147,13 +175,13 @@ def picture(accuracy: pd.DataFrame) -> str:
         "type": "nominal",
         "sort": models,
         "title": None,
-        "scale": {"domain": models, "range": ["#9aa0a6", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9"]},
+        "scale": {"domain": models, "range": list(colours.values())},
         "legend": {"orient": "top"},
     }
     spec = {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
         "data": {"values": bars.astype(object).where(bars.notna(), None).to_dict("records")},
-        "facet": {"row": {"field": "judge", "type": "nominal", "title": None}},
+        "facet": {"row": {"field": "judge", "type": "nominal", "title": None, "sort": judges}},
         "spec": {
             "width": 560,
             "height": 200,
@@ -181,6 +209,11 @@ def _in_order(confusion: pd.DataFrame) -> pd.DataFrame:
 
 def _name(adapter: str | None) -> str:
     return "original" if adapter is None else f"trained_with_{adapter}"
+
+
+def _strong(judge: str, text: str) -> str:
+    """The text, in bold if it is the listener's verdict."""
+    return f"**{text}**" if judge == summary.LISTENER else text
 
 
 def _row(cells: list[str]) -> str:

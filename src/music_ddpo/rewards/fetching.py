@@ -16,10 +16,10 @@ from music_ddpo.weights.sources import HUB, LICENCES, SHIPPED, TERMS
 
 
 def fetch(params: Params, target: Path) -> dict[str, str]:
-    """Writes pipeline/, rewards/<name>/, manifest.json and reference.json to `target`.
+    """Writes pipeline/, rewards/<name>/, manifest.json, reference.json and features.json to `target`.
 
     Each is written completely or not at all. manifest.json has the checksums of the pipeline, reference.json the scores
-    of real recordings, if the model comes with them.
+    and features.json the features of real recordings, if the model comes with them.
 
     Returns
     -------
@@ -37,21 +37,24 @@ def fetch(params: Params, target: Path) -> dict[str, str]:
         source = folder if folder.is_dir() else source
         pipelines.check(source, params.weights.revision)
     remove(target / "rewards")
-    needed = [need for name in params.judges for need in reward_class(name).needs]
-    came = {name: fetch_reward(name, target, params) for name in dict.fromkeys([*needed, *params.judges])}
+    listening = [*params.judges, params.ddpo.keep_by]  # `train` depends on that one, whatever `ddpo.keep` is
+    needed = [need for name in listening for need in reward_class(name).needs]
+    came = {name: fetch_reward(name, target, params) for name in dict.fromkeys([*needed, *listening])}
     for name, parts in params.mixtures.items():
         if set(parts) <= set(params.judges):
             write_mixture(name, parts, target)
     reference: dict = {}
+    features: dict = {}
     if model in SHIPPED:
         revision = shipped.copy(SHIPPED[model], "pipeline", target / "pipeline")
-        reference = shipped.read_reference(SHIPPED[model])
+        reference, features = shipped.read_reference(SHIPPED[model]), shipped.read_features(SHIPPED[model])
     else:
         with whole(target / "pipeline") as partial:
             revision = pipelines.take(source, params.weights.revision, partial)
         model = HUB.get(model, model)
         print("Licence:", TERMS.get(model, f"{model}: see its publication for its terms."))
     write_json(target / "reference.json", reference)
+    write_json(target / "features.json", features)
     write_json(target / "manifest.json", checksums(target / "pipeline"))
     return {"model": model, "revision": revision, "license": LICENCES.get(model, "unknown")} | came
 

@@ -10,7 +10,8 @@ from tqdm import tqdm
 from music_ddpo.core.errors import UserError
 from music_ddpo.core.files import digest, read_json, verify, whole
 
-MANIFEST, REFERENCE = "manifest.json", "reference.json"  # the manifest is {path: SHA-256}
+MANIFEST = "manifest.json"  # {path: SHA-256}
+REFERENCE, FEATURES = "reference.json", "features.json"  # of real recordings
 
 
 def copy(source: Path, part: str, target: Path) -> str:
@@ -46,7 +47,16 @@ def read_manifest(source: Path) -> dict[str, str]:
 
 def read_reference(source: Path) -> dict[str, dict[str, dict[str, float]]]:
     """The scores of real recordings that a shipped model comes with, {judge: {instrument: {emotion: score}}}."""
-    path = source / REFERENCE
+    return _of_recordings(source, REFERENCE)
+
+
+def read_features(source: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """The features of real recordings that it comes with, {instrument: {emotion: {feature: mean}}}."""
+    return _of_recordings(source, FEATURES)
+
+
+def _of_recordings(source: Path, name: str) -> dict[str, dict[str, dict[str, float]]]:
+    path = source / name
     way_out = f"restore it with `git checkout {path}`"
-    verify(path, read_manifest(source).get(REFERENCE, ""), way_out)
+    verify(path, read_manifest(source).get(name, ""), way_out)
     return read_json(path, dict[str, dict[str, dict[str, float]]], way_out=way_out)
