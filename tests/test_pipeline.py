@@ -161,7 +161,7 @@ def test_queued_experiments_run_their_own_code_share_the_weights_and_draw_their_
         environment = os.environ | ONE_THREAD
         subprocess.run(["dvc", "queue", "start", "-j", "2"], cwd=study, env=environment, check=True, **silence)
         shared, copied, ended = set(), set(), {}
-        deadline = time.monotonic() + 400
+        deadline = time.monotonic() + 1500
         while set(ended) != set(names) and time.monotonic() < deadline:
             for path in (study / ".dvc" / "tmp" / "exps").glob("*/models/pipeline/unet/*.safetensors"):
                 with suppress(FileNotFoundError):  # an experiment that has ended removes its folder
