@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from tqdm import tqdm
 
 from corpus import INSTRUMENTS, SAMPLE_RATE
-from corpus_features import means_of_features
 from mel import SCALE, load, log_mel
 from music_ddpo.core import audio
 from music_ddpo.core.files import checksums, write_json
@@ -18,6 +19,7 @@ from music_ddpo.core.params_file import load as load_params
 from music_ddpo.core.prompts import EMOTIONS_OF_QUADRANT, QUADRANTS, Prompt, fill, make_prompts
 from music_ddpo.core.randomness import random_generator
 from music_ddpo.machine.batches import choose
+from music_ddpo.measuring import features
 from music_ddpo.model.audioldm2 import Generator
 from music_ddpo.model.policy import Policy
 from music_ddpo.model.rendering import render
@@ -77,6 +79,21 @@ def errors(emopia: Emopia, clap: Clap, sound: torch.Tensor, asked: list[Prompt])
         "clap_wrong_where_emopia_member_1_is_wrong": float(1 - score(clap, sound, asked).correct[wrong].mean()),
         "clap_wrong": float(1 - score(clap, sound, asked).correct.mean()),
     }
+
+
+def means_of_features(waveforms: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> dict:
+    """{instrument: {emotion: {feature: mean}}} of recordings [samples], over those that have the feature."""
+    rows = [
+        features.measure(x, SAMPLE_RATE)
+        for x in tqdm(waveforms, desc="features of held-out recordings", mininterval=10)
+    ]
+    of = {"instrument": [p.instrument for p in prompts], "emotion": [p.emotion for p in prompts]}
+    means = pd.DataFrame(rows).groupby([of["instrument"], of["emotion"]]).mean().round(4)
+    result: dict = {}
+    for prompt in dict.fromkeys(prompts):
+        known = means.loc[(prompt.instrument, prompt.emotion)].dropna()
+        result.setdefault(prompt.instrument, {})[prompt.emotion] = known.to_dict()
+    return result
 
 
 @torch.no_grad()
