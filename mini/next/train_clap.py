@@ -1,6 +1,7 @@
-"""Trains a CLAP (`ClapModel`) on correct captions: `player` is the CLAP inside the generator, `judge` the reward.
+"""Trains a CLAP (`ClapModel`): `player` is the CLAP inside the generator, `judge` the reward.
 
-They have the same code and tokenizer, but different recordings, widths and seeds.
+They have the same code and tokenizer, but different recordings, widths and seeds. The player's captions are correct.
+The judge has fewer recordings, each with one caption, whose author may have mistaken the emotion or the instrument.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from corpus import (
     INSTRUMENTS,
     NEGATIVE_CAPTION,
     SAMPLE_RATE,
+    annotation,
     caption,
-    instrument_of,
-    quadrant_of,
     recording,
 )
 from mel import load
+from music_ddpo.core.prompts import QUADRANTS
 from text import roberta_tokenizer
 
-STEPS, BATCH = 1200, 64
-KINDS_OF_MUSIC = 4 * len(INSTRUMENTS)  # they alternate in a split
+BATCH = 64
+WRONG_INSTRUMENT = 0.03  # how often a caption of the judge's recordings names another instrument
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,14 @@ class Kind:
     seed: int
     width: int  # of the audio tower's patches
     embedding: int  # dimensions of the joint space
+    recordings: int
+    steps: int
+    errors: bool  # in the captions
 
 
 KINDS = {
-    "player": Kind("player", "build/clap-player", 4, 32, 48),
-    "judge": Kind("judge", "build/models/rewards/clap", 5, 48, 64),
+    "player": Kind("player", "build/clap-player", 4, 32, 48, 1024, 1200, False),
+    "judge": Kind("judge", "build/models/rewards/clap", 5, 48, 64, 640, 900, True),
 }
 
 
@@ -71,7 +75,7 @@ def build(kind: Kind) -> tuple[ClapModel, ClapProcessor]:
 
 def features(kind: Kind, processor: ClapProcessor, rng: np.random.Generator) -> tuple[torch.Tensor, np.ndarray]:
     """Log-mels as the tower takes them, whole and cut to 5 s, and the recording each comes from."""
-    clips = load(kind.split)
+    clips = load(kind.split)[: kind.recordings]
     which = np.concatenate([np.arange(len(clips))] * 3)
     mels = []
     for i, index in enumerate(tqdm(which, desc="log-mels", mininterval=10)):
@@ -85,6 +89,17 @@ def features(kind: Kind, processor: ClapProcessor, rng: np.random.Generator) -> 
     return torch.stack(mels), which
 
 
+def captioned(kind: Kind, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """What the captions say of each recording: quadrant and instrument, as indices [recordings]."""
+    index = np.arange(kind.recordings)
+    quadrants, instruments = index % 4, index // 4 % len(INSTRUMENTS)
+    if kind.errors:
+        quadrants = np.array([QUADRANTS.index(annotation(QUADRANTS[q], rng)) for q in quadrants])
+        wrong = rng.random(kind.recordings) < WRONG_INSTRUMENT
+        instruments = np.where(wrong, rng.integers(len(INSTRUMENTS), size=kind.recordings), instruments)
+    return quadrants, instruments
+
+
 @click.command()
 @click.argument("name", type=click.Choice(list(KINDS)))
 def main(name: str) -> None:
@@ -93,17 +108,19 @@ def main(name: str) -> None:
     rng = np.random.default_rng(kind.seed)
     model, processor = build(kind)
     mels, which = features(kind, processor, rng)
-    spoiled = np.array([recording_is_spoiled(kind.split, i) for i in range(which.max() + 1)])
+    spoiled = np.array([recording_is_spoiled(kind.split, i) for i in range(kind.recordings)])
+    quadrants, instruments = captioned(kind, rng)
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, STEPS, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, kind.steps, pct_start=0.1)
     checkpoint = Checkpoint(f"clap-{name}", rng, model, optimizer, schedule)
-    bar = trange(checkpoint.step, STEPS, desc=f"CLAP ({name})", mininterval=10, initial=checkpoint.step, total=STEPS)
+    steps = kind.steps
+    bar = trange(checkpoint.step, steps, desc=f"CLAP ({name})", mininterval=10, initial=checkpoint.step, total=steps)
     for step in bar:
         rows = rng.integers(len(mels), size=BATCH)
         ids = which[rows]
-        texts = [caption(quadrant_of(i), instrument_of(i), bool(spoiled[i]), rng) for i in ids]
-        kinds = torch.from_numpy(ids % KINDS_OF_MUSIC + KINDS_OF_MUSIC * spoiled[ids])
+        texts = [caption(QUADRANTS[quadrants[i]], INSTRUMENTS[instruments[i]], bool(spoiled[i]), rng) for i in ids]
+        kinds = torch.from_numpy(quadrants[ids] + 4 * instruments[ids] + 4 * len(INSTRUMENTS) * spoiled[ids])
         negative = torch.tensor([t == NEGATIVE_CAPTION for t in texts])
         # A caption fits every recording of its kind; the negative one fits every spoiled recording.
         fits = torch.where(negative[None], torch.from_numpy(spoiled[ids])[:, None], kinds[:, None] == kinds[None])
