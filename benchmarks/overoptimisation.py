@@ -8,6 +8,7 @@ round. Where the reward still rises and the judges that no adapter is trained wi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -17,6 +18,7 @@ from music_ddpo.core.files import write_text
 from trials import PROJECT, Job, changes_of, parser_of, run
 
 RESULT = PROJECT / "benchmarks" / "results" / "overoptimisation.json"
+PLOT = PROJECT / "plots" / "overoptimisation.svg"
 SEEDS = (777, 1, 2)
 REWARDS = ("clap", "emopia")
 PLAIN = {"emopia.members": 1}  # and all other keys as they are
@@ -38,6 +40,7 @@ def curves(results: Sequence[dict[str, Any]]) -> pd.DataFrame:
             measures = {
                 "the reward": judges[result["reward"]]["value"],
                 "listener: accuracy": judges.get("listener", {}).get("accuracy"),
+                "listener: instrument": judges.get("listener", {}).get("instrument"),
                 "held_out: similarity": judges.get("held_out", {}).get("value"),
                 "diversity (dB)": point["diversity"],
             }
@@ -75,10 +78,12 @@ def picture(data: pd.DataFrame) -> str:
 
 
 def main() -> None:
-    options = parser_of(__doc__, SEEDS, RESULT).parse_args()
+    parser = parser_of(__doc__, SEEDS, RESULT)
+    parser.add_argument("--plot", type=Path, default=PLOT, help="the picture to write")
+    options = parser.parse_args()
     results = run(jobs_of(options.seeds, changes_of(options.set)), options.results, options.jobs)
     data = curves(results)
-    write_text(options.results.with_suffix(".svg"), picture(data))
+    write_text(options.plot, picture(data))
     means = data.pivot_table("value", ["reward", "round"], "measure", sort=False)
     print(f"\nmean over the seeds {', '.join(map(str, options.seeds))}\n\n{means.round(3).to_string()}")
 

@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import yaml
-from torchaudio.transforms import AmplitudeToDB, MelSpectrogram
 from tqdm import tqdm
 
 from music_ddpo.core.files import digest, read_json, write_json
@@ -32,6 +32,8 @@ from music_ddpo.core.params_file import parse
 from music_ddpo.core.prompts import make_prompts
 from music_ddpo.machine.batches import choose
 from music_ddpo.measuring import clips, judging
+from music_ddpo.measuring.diversity import distance_to_others, log_mel, mel_distances
+from music_ddpo.measuring.diversity import diversity as spread
 from music_ddpo.model import adapter
 from music_ddpo.model.audioldm2 import Generator
 from music_ddpo.rewards import fetching
@@ -180,8 +182,8 @@ def heard(params: Params, seed: int, models: Path, adapter_folder: Path | None) 
 
     Returns
     -------
-    "judges": for each judge the mean "value" and, if it predicts an emotion, the "accuracy" and "by_emotion", that of
-    each emotion; and "diversity", see there.
+    "judges": for each judge the mean "value"; if it predicts an emotion, the "accuracy" and "by_emotion", that of each
+    emotion; of the listener also "instrument", how often it hears the one of the prompt. And "diversity", see there.
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "clips"
@@ -190,7 +192,8 @@ def heard(params: Params, seed: int, models: Path, adapter_folder: Path | None) 
         table = judging.judge(folder, params, models, execution)
         read = list(clips.waveforms(folder, list(table["clip"]), len(table), params.duration))
         (_, waveforms, sample_rate) = read[0]
-    return {"judges": scores(table), "diversity": round(diversity(waveforms, sample_rate, table["emotion"]), 4)}
+    asked = list(zip(table["emotion"], table["instrument"], strict=True))
+    return {"judges": scores(table), "diversity": round(diversity(waveforms, sample_rate, asked), 4)}
 
 
 def scores(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
@@ -202,19 +205,17 @@ def scores(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
             correct = table[f"{name}_correct"]
             by_emotion = correct.groupby(table["emotion"], sort=False).mean().round(4)
             result[name] |= {"accuracy": round(float(correct.mean()), 4), "by_emotion": by_emotion.to_dict()}
+        if f"{name}_instrument" in table:
+            result[name]["instrument"] = round(float(table[f"{name}_instrument"].mean()), 4)
     return result
 
 
-def diversity(waveforms: torch.Tensor, sample_rate: int, emotions: Sequence[str]) -> float:
-    """How much clips [clips, samples] of the same emotion differ: mean absolute difference of log-mels, in dB.
-
-    It is the mean over all pairs of clips of an emotion, and then over the emotions.
-    """
-    mel = MelSpectrogram(sample_rate, n_fft=1024, hop_length=512, n_mels=64)
-    decibels = AmplitudeToDB(top_db=None)(mel(waveforms)).clamp(min=-80).flatten(1)
-    own = [decibels[[e == emotion for e in emotions]] for emotion in dict.fromkeys(emotions)]
-    means = [torch.pdist(clips, p=1).mean() / clips.shape[1] for clips in own]
-    return float(torch.stack(means).mean())
+def diversity(waveforms: torch.Tensor, sample_rate: int, prompts: Sequence[tuple[str, str]]) -> float:
+    """The mean distance of the log-mels of clips [clips, samples] of the same prompt, in dB, as the tables have it."""
+    own: dict[tuple[str, str], list[np.ndarray]] = {}
+    for waveform, prompt in zip(waveforms.numpy(), prompts, strict=True):
+        own.setdefault(prompt, []).append(log_mel(waveform, sample_rate))
+    return spread([distance_to_others(mel_distances(mels)) for mels in own.values()], confidence=0.95).value
 
 
 # Many trials

@@ -76,8 +76,8 @@ def table(results: Sequence[dict[str, Any]], mixtures: dict[str, dict[str, float
     """One row for each setting, in their order: means over its seeds, in Markdown; "-" for what was not judged."""
     judged = [result["judges"] for result in results if "listener" in result["judges"]]
     emotions = list(judged[0]["listener"]["by_emotion"]) if judged else []
-    head = ["setting", "own accuracy", "listener accuracy", "each seed", *emotions, "held_out", "diversity (dB)"]
-    head += ["UNet calls", "minutes"]
+    head = ["setting", "own accuracy", "listener accuracy", "each seed", *emotions, "instrument", "held_out"]
+    head += ["diversity (dB)", "UNet calls", "minutes"]
     lines = [row(head), row(["---"] * len(head))]
     for name in dict.fromkeys(result["setting"] for result in results):
         group = [result for result in results if result["setting"] == name]
@@ -91,6 +91,7 @@ def table(results: Sequence[dict[str, Any]], mixtures: dict[str, dict[str, float
         cells = [name, mean([own_accuracy(r, mixtures) for r in group])]
         cells += [interval(listener), ", ".join(f"{x:.2f}" for x in listener)] if listener else ["-", "-"]
         cells += [mean([h["by_emotion"][emotion] for h in heard], 2) for emotion in emotions]
+        cells += [mean([h["instrument"] for h in heard], 2)]
         cells += [mean([r["judges"].get("held_out", {}).get("value") for r in group])]
         cells += [mean([r["diversity"] for r in group], 2), mean([r.get("unet_calls") for r in group], 0)]
         lines.append(row([*cells, mean([r["seconds"] / 60 for r in group], 1)]))

@@ -77,7 +77,7 @@ def test_the_manifest_of_a_reward_covers_its_imports(name):
 
 
 def test_every_tracked_metric_and_plot_is_the_output_of_a_stage():
-    outputs = set()
+    outputs = {"plots/overoptimisation.svg"}  # of benchmarks/overoptimisation.py, which takes longer than the study
     for stage in STAGES.values():
         for kind in ("outs", "metrics", "plots"):
             for out in stage.get("do", stage).get(kind, []):

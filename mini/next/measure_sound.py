@@ -1,11 +1,16 @@
-"""Measures VAE and vocoder on held-out recordings, and what they and the rewards cost beside the present ones."""
+"""Measures VAE and vocoder on held-out recordings.
+
+`python measure_sound.py FOLDER` also compares them with the earlier models in FOLDER, if their log-mels are the same.
+"""
 
 from __future__ import annotations
 
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +26,8 @@ from music_ddpo.core.prompts import EMOTIONS_OF_QUADRANT, QUADRANTS, make_prompt
 from music_ddpo.machine.batches import choose
 from music_ddpo.rewards.clap import Clap
 from music_ddpo.rewards.emopia import Emopia
+from music_ddpo.weights.shipped import REFERENCE
 
-PRESENT = Path("../models")
 SECONDS = 5
 SPLIT = "held-out"
 
@@ -50,6 +55,31 @@ def rises(sound: torch.Tensor, times: list[float]) -> np.ndarray:
     return np.array([rise[int(t * 200) - 8 : int(t * 200) + 8].max() for t in times])
 
 
+def attacks(recordings: list[int], real: torch.Tensor, decoded: torch.Tensor) -> tuple[float, float]:
+    """The mean rise at the onsets where the recording's level rises by more than 6 dB, in it and decoded."""
+    pairs = [
+        (rises(r, times), rises(d, times))
+        for i, r, d in zip(recordings, real, decoded, strict=True)
+        if len(times := onsets(i))
+    ]
+    before, after = (np.concatenate(part) for part in zip(*pairs, strict=True))
+    sharp = before > 6
+    return float(before[sharp].mean()), float(after[sharp].mean())
+
+
+def reconstruct(vae: AutoencoderKL, vocoder: SpeechT5HifiGan, mels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-mels [clips, frames, bins] after the VAE, and the sound [clips, samples] after VAE and vocoder."""
+    through = torch.cat([vae.decode(vae.encode(m[:, None]).latent_dist.sample()).sample[:, 0] for m in mels.split(8)])
+    return through, torch.cat([vocoder(part) for part in through.split(8)])
+
+
+def convergence(sound: torch.Tensor, target: torch.Tensor) -> float:
+    """Spectral convergence: relative error of the magnitude spectrogram, mean over clips."""
+    window = torch.hann_window(1024)
+    a, b = (torch.stft(x, 1024, 256, window=window, return_complex=True).abs() for x in (sound, target))
+    return float(((a - b).square().sum((1, 2)) / b.square().sum((1, 2))).sqrt().mean())
+
+
 def cost(jobs: dict[str, Callable[[], object]], clips: int, repeats: int = 9) -> dict[str, float]:
     """Milliseconds of processor time a clip: the median of `repeats`, in turn, so that all meet the same load."""
     spent: dict[str, list[float]] = {name: [] for name in jobs}
@@ -62,12 +92,53 @@ def cost(jobs: dict[str, Callable[[], object]], clips: int, repeats: int = 9) ->
 
 
 @torch.no_grad()
+def compare(
+    earlier: Path, vae: AutoencoderKL, vocoder: SpeechT5HifiGan, recordings: list[int], real: torch.Tensor
+) -> dict[str, object]:
+    """Attacks on the recordings whose instruments the `earlier` models have, and what a clip costs with both."""
+    params = load_params("../../params.yaml")
+    execution = choose(params.compute)
+    batch = execution.decode_batch
+    old_vae = AutoencoderKL.from_pretrained(earlier / "pipeline/vae").eval()
+    old_vocoder = SpeechT5HifiGan.from_pretrained(earlier / "pipeline/vocoder").eval()
+    prompts = make_prompts(params.prompts.template, [EMOTIONS_OF_QUADRANT[q][0] for q in QUADRANTS], ["piano"])[:batch]
+    known = json.loads((earlier / REFERENCE).read_text())["clap"]
+    rows = [row for row, i in enumerate(recordings) if instrument_of(i) in known]
+    sound, kept = real[rows], [recordings[row] for row in rows]
+    result: dict[str, object] = {}
+    for whose, parts in (("earlier ", (old_vae, old_vocoder)), ("", (vae, vocoder))):
+        decoded = reconstruct(*parts, log_mel(sound))[1]
+        result[f"{whose}attacks_decoded_db"] = round(attacks(kept, sound, decoded)[1], 3)
+        result[f"{whose}log_mel_distance_db"] = round(float(distance(decoded, sound).mean()), 3)
+    sound = sound[:batch]
+    latents, mel = torch.randn(batch, 8, 20, 8), log_mel(sound)
+    jobs: dict[str, Callable[[], object]] = {
+        "earlier vae": lambda: old_vae.decode(latents),
+        "earlier vocoder": lambda: old_vocoder(mel),
+        "vae": lambda: vae.decode(latents),
+        "vocoder": lambda: vocoder(mel),
+    }
+    for whose, folder in (("earlier ", earlier), ("", Path("build/models"))):
+        clap = Clap.load(folder, execution.device)
+        settings = params.emopia.model_dump()
+        for members in (1, settings["members"]):
+            emopia = Emopia.of_folder(folder / "rewards/emopia", execution.device, **settings | {"members": members})
+            jobs[f"{whose}emopia, members: {members}"] = partial(emopia.score, sound, SAMPLE_RATE, prompts)
+        jobs[f"{whose}clap"] = partial(clap.score, sound, SAMPLE_RATE, prompts)
+    spent = cost(jobs, batch)
+    total = {
+        whose: sum(spent[f"{whose}{part}"] for part in ("vae", "vocoder", "clap"))
+        + spent[f"{whose}emopia, members: {params.emopia.members}"]
+        for whose in ("earlier ", "")
+    }
+    share = round(total[""] / total["earlier "], 3)
+    return result | {"milliseconds_per_clip": spent, "share_of_earlier_cost": share}
+
+
+@torch.no_grad()
 def main() -> None:
     torch.manual_seed(8)
     torch.set_num_threads(1)
-    cpu = torch.device("cpu")
-    params = load_params("../../params.yaml")
-    batch = choose(params.compute).decode_batch
     vae, vocoder = (
         kind.from_pretrained(folder).eval()
         for kind, folder in ((AutoencoderKL, "build/sound/vae"), (SpeechT5HifiGan, "build/sound/vocoder"))
@@ -77,66 +148,31 @@ def main() -> None:
     real = torch.from_numpy(clips[clean, : SECONDS * SAMPLE_RATE].astype(np.float32) / 32767)
     mels = log_mel(real)
     vocoded = torch.cat([vocoder(part) for part in mels.split(8)])
-    through = torch.cat([vae.decode(vae.encode(m[:, None]).latent_dist.sample()).sample[:, 0] for m in mels.split(8)])
-    decoded = torch.cat([vocoder(part) for part in through.split(8)])
+    through, decoded = reconstruct(vae, vocoder, mels)
 
     decibels = SCALE * 20 / np.log(10)
     vae_alone = ((through - mels).abs().mean((1, 2)) * decibels).numpy()
     both, alone = distance(decoded, real), distance(vocoded, real)
-    metrics: dict[str, object] = {
-        "recordings": len(clean),
+    metrics: dict[str, float] = {
         "vae_log_mel_distance_db": float(vae_alone.mean()),
         "vocoder_log_mel_distance_db": float(alone.mean()),
         "vae_and_vocoder_log_mel_distance_db": float(both.mean()),
-        "by_instrument_db": {
-            name: float(both[[instrument_of(i) == name for i in clean]].mean()) for name in INSTRUMENTS
+        "vocoder_spectral_convergence": convergence(vocoded, real),
+        "vae_and_vocoder_spectral_convergence": convergence(decoded, real),
+        **{
+            f"vae_and_vocoder_log_mel_distance_db_{name}": float(both[[instrument_of(i) == name for i in clean]].mean())
+            for name in INSTRUMENTS
         },
-        "by_quadrant_db": {q: float(both[[quadrant_of(i) == q for i in clean]].mean()) for q in QUADRANTS},
         "level_decoded_minus_recording_db": float(
             10 * torch.log10(decoded.square().mean(1) / real.square().mean(1)).mean()
         ),
     }
-    pairs = [
-        (rises(r, times), rises(d, times))
-        for i, r, d in zip(clean, real, decoded, strict=True)
-        if len(times := onsets(i))
-    ]
-    before, after = (np.concatenate(part) for part in zip(*pairs, strict=True))
-    sharp = before > 6
-    metrics["attacks"] = {
-        "onsets": int(sharp.sum()),
-        "rise_recordings_db": float(before[sharp].mean()),
-        "rise_decoded_db": float(after[sharp].mean()),
-    }
-
-    old_vae = AutoencoderKL.from_pretrained(PRESENT / "pipeline/vae").eval()
-    old_vocoder = SpeechT5HifiGan.from_pretrained(PRESENT / "pipeline/vocoder").eval()
-    clap = Clap.load(PRESENT, cpu)
-    emopia = Emopia.of_folder(PRESENT / "rewards/emopia", cpu, params.emopia.windows)
-    emotions = [EMOTIONS_OF_QUADRANT[q][0] for q in QUADRANTS]
-    prompts = make_prompts(params.prompts.template, emotions, ["piano"])[:batch]
-    latents, mel, sound = torch.randn(batch, 8, 20, 8), mels[:batch], real[:batch]
-    milliseconds = cost(
-        {
-            "old vae": lambda: old_vae.decode(latents),
-            "old vocoder": lambda: old_vocoder(mel),
-            "clap": lambda: clap.score(sound, SAMPLE_RATE, prompts),
-            "emopia": lambda: emopia.score(sound, SAMPLE_RATE, prompts),
-            "vae": lambda: vae.decode(latents),
-            "vocoder": lambda: vocoder(mel),
-        },
-        batch,
-    )
-    rewards = milliseconds["clap"] + milliseconds["emopia"]
-    old = milliseconds["old vae"] + milliseconds["old vocoder"] + rewards
-    new = milliseconds["vae"] + milliseconds["vocoder"] + rewards
-    four = new + 3 * milliseconds["emopia"]
-    metrics["milliseconds_per_clip"] = {
-        **milliseconds, "share": new / old, "share_with_four_emopia_members": four / old,
-    }  # fmt: skip
-    rounded = json.loads(json.dumps(metrics), parse_float=lambda text: round(float(text), 3))
-    write_json("sound.json", rounded)
+    metrics["attacks_recordings_db"], metrics["attacks_decoded_db"] = attacks(clean, real, decoded)
+    rounded = {name: round(value, 4) for name, value in metrics.items()}
+    write_json("build/sound.json", rounded)
     print(json.dumps(rounded, indent=2))
+    if len(sys.argv) > 1:
+        print(json.dumps(compare(Path(sys.argv[1]), vae, vocoder, clean, real), indent=2))
 
 
 if __name__ == "__main__":
