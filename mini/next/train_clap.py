@@ -49,7 +49,7 @@ class Kind:
 
 KINDS = {
     "player": Kind("player", "build/clap-player", 4, 32, 48, 1024, 1200, False),
-    "judge": Kind("judge", "build/models/rewards/clap", 5, 48, 64, 640, 900, True),
+    "judge": Kind("judge", "build/models/rewards/clap", 5, 32, 64, 640, 900, True),
 }
 
 

@@ -20,9 +20,9 @@ from mel import crops, load
 from music_ddpo.core.prompts import QUADRANTS
 from music_ddpo.rewards.emopia.network import ShortChunkResNet
 
-MEMBERS, RECORDINGS = 4, 64  # classifiers, and recordings of each
+MEMBERS, RECORDINGS = 4, 80  # classifiers, and recordings of each
 STEPS, BATCH, WINDOW = 400, 32, 3
-HPARAMS = {"sample_rate": SAMPLE_RATE, "n_fft": 512, "f_min": 0.0, "f_max": 8000.0, "n_mels": 64, "n_channels": 12}
+HPARAMS = {"sample_rate": SAMPLE_RATE, "n_fft": 512, "f_min": 0.0, "f_max": 8000.0, "n_mels": 64, "n_channels": 8}
 
 
 def train(member: int) -> ShortChunkResNet:

@@ -25,8 +25,8 @@ STEPS, BATCH, WINDOW, CHANNELS = 1500, 32, 3, 24
 @torch.no_grad()
 def decoded(clips: np.ndarray) -> np.ndarray:
     """The recordings after VAE and vocoder, int16 [recordings, samples]."""
-    vae = AutoencoderKL.from_pretrained("build/sound/vae", local_files_only=True)
-    vocoder = SpeechT5HifiGan.from_pretrained("build/sound/vocoder", local_files_only=True)
+    vae = AutoencoderKL.from_pretrained("parts/sound/vae", local_files_only=True)
+    vocoder = SpeechT5HifiGan.from_pretrained("parts/sound/vocoder", local_files_only=True)
     out = np.zeros_like(clips)
     for i in tqdm(range(0, len(clips), 8), desc="decode", mininterval=10):
         mel = log_mel(torch.from_numpy(clips[i : i + 8].astype(np.float32) / 32767))

@@ -23,27 +23,29 @@ from corpus import SAMPLE_RATE
 from mel import MELS, crops, load, log_mel
 from muon import Both
 
-STEPS, BATCH, SECONDS = 4000, 2, 5.0
+STEPS, BATCH, SECONDS = 12_000, 2, 5.0
 RATES, DECODER_RATES = (5e-3, 2e-3), (5e-4, 2e-4)  # of matrices and of vectors
-RESOLUTIONS = (256, 512, 1024, 2048)
+RESOLUTIONS = (128, 256, 512, 1024, 2048)
 POWER = 0.3  # of magnitudes in the loss: between the magnitude, which is all loud partials, and its logarithm
 MEL_WEIGHT, LAST_MEL_WEIGHT = 1.0, 3.0  # of log-mels, in the first and in the second part of the training
-ALONE = 0.6  # share of the steps that is the first part
+ALONE = 0.4  # share of the steps that is the first part
 SLOPE = 0.1  # of the leaky ReLUs
 LOUDNESS = 0.1  # of the first output, about the corpus's
 
 
 def spectral_loss(sound: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """L1 distance of compressed magnitudes, relative to those of the target, over several window lengths."""
+    """Spectral convergence plus the relative L1 distance of compressed magnitudes, over several window lengths."""
     total = 0.0
     for n_fft in RESOLUTIONS:
         window = torch.hann_window(n_fft)
         a, b = (
             torch.view_as_real(torch.stft(x, n_fft, n_fft // 4, window=window, return_complex=True))
-            .square().sum(-1).add(1e-7).pow(POWER / 2)
+            .square().sum(-1).add(1e-7)
             for x in (sound, target)
         )  # fmt: skip
-        total = total + l1_loss(a, b) / b.mean()
+        convergence = ((a.sqrt() - b.sqrt()).square().sum((1, 2)) / b.sum((1, 2))).sqrt().mean()
+        a, b = a.pow(POWER / 2), b.pow(POWER / 2)
+        total = total + convergence + l1_loss(a, b) / b.mean()
     return total / len(RESOLUTIONS)
 
 
