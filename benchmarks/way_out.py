@@ -21,6 +21,7 @@ SEEDS = (11, 12, 13)
 UNTOUCHED = "untouched model"
 ONE, FOUR = {"emopia.members": 1}, {"emopia.members": 4}
 MIXTURE = {"mixtures.both": {"clap": 1.0, "emopia": 1.0}}
+MORE_CLAP = {"mixtures.both": {"clap": 2.0, "emopia": 1.0}}
 
 # What is added to training with one member and with four. The default clip range is 1e-3 and the rate 0.015.
 ADDED: dict[str, dict[str, Any]] = {
@@ -45,6 +46,7 @@ SETTINGS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "clap": ("clap", ONE),
     "clap + 1 member": ("both", ONE | MIXTURE),
     "clap + 4 members": ("both", FOUR | MIXTURE),
+    "2 clap + 4 members": ("both", FOUR | MORE_CLAP),
     **{f"1 member, {name}": ("emopia", ONE | added) for name, added in ADDED.items()},
     **{f"4 members, {name}": ("emopia", FOUR | added) for name, added in ADDED.items()},
 }

@@ -451,7 +451,8 @@ def test_the_tables_are_put_together_from_the_clips_to_the_last_file(stages):
 def test_fetch_brings_the_features_of_recordings_of_every_kind(fetched):
     assert (fetched / "models" / "features.json").read_bytes() == (MINI / "features.json").read_bytes()
     found = shipped.read_features(MINI)
-    assert list(found) == ["piano", "violin", "flute", "guitar"]
+    assert len(found) == 10
+    assert list(found)[:4] == ["piano", "violin", "flute", "guitar"]
     assert all(set(features) == set(FEATURES) for emotions in found.values() for features in emotions.values())
     for emotions in found.values():  # as docs/mini.md describes the corpus
         assert emotions["angry"]["loudness"] > emotions["happy"]["loudness"] > emotions["tender"]["loudness"]

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from corpus import INSTRUMENTS, SAMPLE_RATE
-from mel import SCALE, load, log_mel
+from mel import load, log_mel
 from music_ddpo.core import audio
 from music_ddpo.core.files import checksums, write_json
 from music_ddpo.core.params_file import load as load_params
@@ -52,18 +52,6 @@ def hears_instrument(clap: Clap, waveforms: torch.Tensor, prompts: list[Prompt],
     return float(np.mean(right))
 
 
-def convergence(sound: torch.Tensor, target: torch.Tensor) -> float:
-    """Spectral convergence: relative error of the magnitude spectrogram, mean over clips."""
-    window = torch.hann_window(1024)
-    a, b = (torch.stft(x, 1024, 256, window=window, return_complex=True).abs() for x in (sound, target))
-    return float(((a - b).square().sum((1, 2)) / b.square().sum((1, 2))).sqrt().mean())
-
-
-def log_mel_distance(sound: torch.Tensor, target: torch.Tensor) -> float:
-    """Mean absolute difference of the log-mels, in dB."""
-    return float((log_mel(sound) - log_mel(target)).abs().mean() * SCALE * 20 / np.log(10))
-
-
 def errors(emopia: Emopia, clap: Clap, sound: torch.Tensor, asked: list[Prompt]) -> dict[str, float]:
     """How the first classifier errs, and whether `clap` errs on the same recordings."""
     heard = score(emopia, sound, asked)
@@ -78,6 +66,34 @@ def errors(emopia: Emopia, clap: Clap, sound: torch.Tensor, asked: list[Prompt])
         "emopia_member_1_hears_the_opposite_quadrant": float((steps % 4 == 2).mean()),
         "clap_wrong_where_emopia_member_1_is_wrong": float(1 - score(clap, sound, asked).correct[wrong].mean()),
         "clap_wrong": float(1 - score(clap, sound, asked).correct.mean()),
+    }
+
+
+def of_generator(listener: Listener, sound: torch.Tensor, asked: list[Prompt]) -> dict[str, float]:
+    """What the listener hears in generated clips: the emotion with the piano, and the instruments."""
+    judged = score(listener, sound, asked)
+    table = pd.DataFrame(
+        {
+            "emotion": [p.emotion for p in asked],
+            "instrument": [p.instrument for p in asked],
+            "right": judged.correct,
+            "plays": judged.details["instrument"],
+            "heard": judged.predicted,
+        }
+    )
+    default = table[table.emotion.isin(EMOTIONS)]
+    piano = default[default.instrument == "piano"]
+    plays = default.groupby("instrument", sort=False).plays.mean()
+    emotions = piano.groupby("emotion", sort=False).right
+    return {
+        "generated_listener_accuracy": piano.right.mean(),
+        **{f"generated_listener_accuracy_{e}": mean for e, mean in emotions.mean().items()},
+        **{f"generated_best_of_32_{e}": best for e, best in emotions.max().items()},
+        "generated_share_of_the_commonest_quadrant": piano.heard.value_counts(normalize=True).max(),
+        "generated_listener_accuracy_other_instruments": default[default.instrument != "piano"].right.mean(),
+        "generated_listener_accuracy_other_words": table[~table.emotion.isin(EMOTIONS)].right.mean(),
+        "generated_instrument_accuracy": plays.mean(),
+        **{f"generated_instrument_accuracy_{name}": mean for name, mean in plays.items()},
     }
 
 
@@ -111,15 +127,16 @@ def main() -> None:
     listener = Listener.of_folder(MODELS / "rewards" / "listener", cpu)
     clap, preference = (kind.load(MODELS, cpu) for kind in (Clap, Preference))
     player = HeldOutClap.of_pipeline(MODELS / "pipeline", cpu)
-    metrics: dict[str, float] = json.loads(Path("build/preference.json").read_text())
+    metrics: dict[str, float] = {}
+    for part in ("sound", "preference"):
+        metrics |= json.loads(Path(f"build/{part}.json").read_text())
 
     # Held-out recordings, as they are and after VAE and vocoder.
     clips = load("held-out")
     clean = [i for i in range(len(clips)) if not recording_is_spoiled("held-out", i)]
     real = torch.from_numpy(clips[clean, : SECONDS * SAMPLE_RATE].astype(np.float32) / 32767)
-    asked = [prompts[i % 4 + 4 * (i // 4 % 4)] for i in clean]
+    asked = [prompts[i % len(prompts)] for i in clean]  # prompts and recordings alternate in the same order
     mel = log_mel(real)
-    vocoded = torch.cat([generator.vocoder(m) for m in mel.split(16)])
     decoded = torch.cat(
         [generator.vocoder(generator.vae.decode(generator.vae.encode(m[:, None]).latent_dist.sample()).sample[:, 0])
          for m in tqdm(mel.split(16), desc="decode held-out recordings")]
@@ -138,10 +155,6 @@ def main() -> None:
         metrics[f"listener_accuracy_{name}"] = float(judged.correct.mean())
         metrics[f"listener_instrument_accuracy_{name}"] = float(judged.details["instrument"].mean())
     metrics |= errors(members[0], clap, real, asked)
-    metrics["vocoder_spectral_convergence"] = convergence(vocoded, real)
-    metrics["vocoder_log_mel_distance_db"] = log_mel_distance(vocoded, real)
-    metrics["vae_and_vocoder_spectral_convergence"] = convergence(decoded, real)
-    metrics["vae_and_vocoder_log_mel_distance_db"] = log_mel_distance(decoded, real)
     metrics["recordings"] = len(clean)
 
     # What real recordings score, for the tables: the upper end of the gap in `gap_closed`.
@@ -159,38 +172,32 @@ def main() -> None:
     write_json(MODELS / REFERENCE, reference)
     write_json(MODELS / FEATURES, means_of_features(real.numpy(), asked))
 
-    # The generator: 32 clips for each prompt of the default study, and 4 for each of the other instruments.
+    # The generator: 32 clips for each prompt of the default study, 8 for each with another instrument or another word.
+    words = [w for q in QUADRANTS for w in EMOTIONS_OF_QUADRANT[q]]
+    others = [p for p in make_prompts(template, words, ["piano"]) if p.emotion not in EMOTIONS]
+    every = [*prompts, *others]
     policy = Policy(
-        generator, [p.text for p in prompts], params.prompts.negative, params.steps, SECONDS, params.guidance_scale,
+        generator, [p.text for p in every], params.prompts.negative, params.steps, SECONDS, params.guidance_scale,
         params.evaluation.eta,
     )  # fmt: skip
-    index = [i for i, p in enumerate(prompts) for _ in range(32 if p.instrument == "piano" else 4)]
+    index = [i for i in range(len(every)) for _ in range(32 if i < len(EMOTIONS) else 8)]
     noise = {i: random_generator(8, "measure", 0, i) for i in range(len(index))}
     with tqdm(total=len(index) * params.steps, unit="step", desc="generate") as bar:
         sound = torch.stack(render(policy, range(len(index)), dict(enumerate(index)), noise, execution, bar))
-    asked_of_it = [prompts[i] for i in index]
-    metrics["generated_instrument_accuracy"] = float(score(listener, sound, asked_of_it).details["instrument"].mean())
-    piano = [p.instrument == "piano" for p in asked_of_it]
-    judged = score(listener, sound[piano], [p for p in asked_of_it if p.instrument == "piano"])
-    metrics["generated_listener_accuracy"] = float(judged.correct.mean())
-    for i, emotion in enumerate(EMOTIONS):
-        own = judged.correct[32 * i : 32 * (i + 1)]
-        metrics[f"generated_listener_accuracy_{emotion}"] = float(own.mean())
-        metrics[f"generated_best_of_32_{emotion}"] = float(own.max())
-    shares = [judged.predicted.count(q) / len(judged.predicted) for q in QUADRANTS]
-    metrics["generated_share_of_the_commonest_quadrant"] = max(shares)
-    values = score(clap, sound[piano], [p for p in asked_of_it if p.instrument == "piano"]).value
+    metrics |= {k: float(v) for k, v in of_generator(listener, sound, [every[i] for i in index]).items()}
+    default = [i for i, kind in enumerate(index) if kind < len(EMOTIONS)]
+    values = score(clap, sound[default], [every[index[i]] for i in default]).value
     metrics["generated_clap_similarity"] = float(values.mean())
 
     samples = Path("build/samples")
     samples.mkdir(exist_ok=True)
-    for i, prompt in enumerate(prompts):
-        first = next(n for n, p in enumerate(asked) if p is prompt)
-        audio.write(samples / f"recording-{prompt.emotion}-{prompt.instrument}.wav", real[first], SAMPLE_RATE)
-        if prompt.instrument == "piano":
-            audio.write(samples / f"decoded-{prompt.emotion}-{prompt.instrument}.wav", decoded[first], SAMPLE_RATE)
-        made = sound[index.index(i)]
-        audio.write(samples / f"generated-{prompt.emotion}-{prompt.instrument}.wav", made, SAMPLE_RATE)
+    for number, instrument in enumerate(INSTRUMENTS):
+        for emotion in EMOTIONS if instrument == "piano" else [EMOTIONS[number % len(EMOTIONS)]]:
+            kind = next(i for i, p in enumerate(prompts) if (p.emotion, p.instrument) == (emotion, instrument))
+            first = asked.index(prompts[kind])
+            sounds = {"recording": real[first], "decoded": decoded[first], "generated": sound[index.index(kind)]}
+            for name, waveform in sounds.items():
+                audio.write(samples / f"{name}-{emotion}-{instrument.replace(' ', '-')}.wav", waveform, SAMPLE_RATE)
 
     (MODELS / MANIFEST).unlink(missing_ok=True)
     write_json(MODELS / MANIFEST, checksums(MODELS))

@@ -38,3 +38,16 @@ def crops(clips: np.ndarray, which: np.ndarray, seconds: float, rng: np.random.G
     starts = rng.integers(0, (clips.shape[1] - length) // HOP + 1, len(which)) * HOP
     rows = [clips[i, s : s + length] for i, s in zip(which, starts, strict=True)]
     return torch.from_numpy(np.stack(rows).astype(np.float32) / 32767)
+
+
+def log_mels(clips: np.ndarray) -> torch.Tensor:
+    """The log-mels of whole recordings [recordings, frames, MELS], in half precision."""
+    parts = np.array_split(clips, -(-len(clips) // 16))
+    return torch.cat([log_mel(torch.from_numpy(part.astype(np.float32) / 32767)).half() for part in parts])
+
+
+def mel_crops(mels: torch.Tensor, which: np.ndarray, seconds: float, rng: np.random.Generator) -> torch.Tensor:
+    """Log-mels [len(which), frames, MELS], each a random crop of recording `which[i]`."""
+    frames = int(seconds * FRAMES_PER_SECOND)
+    starts = rng.integers(0, mels.shape[1] - frames + 1, len(which))
+    return torch.stack([mels[i, s : s + frames] for i, s in zip(which, starts, strict=True)]).float()

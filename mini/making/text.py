@@ -18,7 +18,7 @@ from music_ddpo.core.prompts import QUADRANTS
 def sentences(count: int = 4000) -> list[str]:
     rng = np.random.default_rng(3)
     return [
-        caption(QUADRANTS[rng.integers(4)], INSTRUMENTS[rng.integers(4)], bool(rng.random() < 0.2), rng)
+        caption(str(rng.choice(QUADRANTS)), str(rng.choice(INSTRUMENTS)), bool(rng.random() < 0.2), rng)
         for _ in range(count)
     ]
 

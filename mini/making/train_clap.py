@@ -16,12 +16,20 @@ from torch.nn.functional import log_softmax
 from tqdm import tqdm, trange
 from transformers import ClapAudioConfig, ClapConfig, ClapFeatureExtractor, ClapModel, ClapProcessor, ClapTextConfig
 
-from corpus import INSTRUMENTS, NEGATIVE_CAPTION, SAMPLE_RATE, annotation, caption, recording
+from checkpoint import Checkpoint
+from corpus import (
+    INSTRUMENTS,
+    NEGATIVE_CAPTION,
+    SAMPLE_RATE,
+    annotation,
+    caption,
+    recording,
+)
 from mel import load
 from music_ddpo.core.prompts import QUADRANTS
 from text import roberta_tokenizer
 
-BATCH = 48
+BATCH = 64
 WRONG_INSTRUMENT = 0.03  # how often a caption of the judge's recordings names another instrument
 
 
@@ -41,7 +49,7 @@ class Kind:
 
 KINDS = {
     "player": Kind("player", "build/clap-player", 4, 32, 48, 1024, 1200, False),
-    "judge": Kind("judge", "build/models/rewards/clap", 5, 48, 64, 256, 600, True),
+    "judge": Kind("judge", "build/models/rewards/clap", 5, 32, 64, 640, 900, True),
 }
 
 
@@ -105,7 +113,9 @@ def main(name: str) -> None:
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, kind.steps, pct_start=0.1)
-    bar = trange(kind.steps, desc=f"CLAP ({name})", mininterval=10)
+    checkpoint = Checkpoint(f"clap-{name}", rng, model, optimizer, schedule)
+    steps = kind.steps
+    bar = trange(checkpoint.step, steps, desc=f"CLAP ({name})", mininterval=10, initial=checkpoint.step, total=steps)
     for step in bar:
         rows = rng.integers(len(mels), size=BATCH)
         ids = which[rows]
@@ -129,6 +139,7 @@ def main(name: str) -> None:
         schedule.step()
         if step % 50 == 0:
             bar.set_postfix_str(f"loss {loss:.3f}")
+        checkpoint.after(step)
     model.save_pretrained(kind.folder)
     processor.save_pretrained(kind.folder)
 

@@ -15,14 +15,14 @@ from safetensors.torch import save_file
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 from tqdm import trange
 
-from corpus import SAMPLE_RATE, annotation
+from corpus import SAMPLE_RATE, annotation, quadrant_of
 from mel import crops, load
 from music_ddpo.core.prompts import QUADRANTS
 from music_ddpo.rewards.emopia.network import ShortChunkResNet
 
-MEMBERS, RECORDINGS = 4, 64  # classifiers, and recordings of each
+MEMBERS, RECORDINGS = 4, 80  # classifiers, and recordings of each
 STEPS, BATCH, WINDOW = 400, 32, 3
-HPARAMS = {"sample_rate": SAMPLE_RATE, "n_fft": 512, "f_min": 0.0, "f_max": 8000.0, "n_mels": 64, "n_channels": 12}
+HPARAMS = {"sample_rate": SAMPLE_RATE, "n_fft": 512, "f_min": 0.0, "f_max": 8000.0, "n_mels": 64, "n_channels": 8}
 
 
 def train(member: int) -> ShortChunkResNet:
@@ -30,7 +30,7 @@ def train(member: int) -> ShortChunkResNet:
     torch.manual_seed(20 + member)
     rng = np.random.default_rng([20, member])
     clips = load("annotated")[member * RECORDINGS : (member + 1) * RECORDINGS]
-    labels = torch.tensor([QUADRANTS.index(annotation(QUADRANTS[i % 4], rng)) for i in range(RECORDINGS)])
+    labels = torch.tensor([QUADRANTS.index(annotation(quadrant_of(i), rng)) for i in range(RECORDINGS)])
     network = ShortChunkResNet(**HPARAMS)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, STEPS)

@@ -25,8 +25,8 @@ STEPS, BATCH, WINDOW, CHANNELS = 1500, 32, 3, 24
 @torch.no_grad()
 def decoded(clips: np.ndarray) -> np.ndarray:
     """The recordings after VAE and vocoder, int16 [recordings, samples]."""
-    vae = AutoencoderKL.from_pretrained("build/vae", local_files_only=True)
-    vocoder = SpeechT5HifiGan.from_pretrained("build/vocoder", local_files_only=True)
+    vae = AutoencoderKL.from_pretrained("build/sound/vae", local_files_only=True)
+    vocoder = SpeechT5HifiGan.from_pretrained("build/sound/vocoder", local_files_only=True)
     out = np.zeros_like(clips)
     for i in tqdm(range(0, len(clips), 8), desc="decode", mininterval=10):
         mel = log_mel(torch.from_numpy(clips[i : i + 8].astype(np.float32) / 32767))
@@ -35,6 +35,14 @@ def decoded(clips: np.ndarray) -> np.ndarray:
         sound = torch.nn.functional.pad(sound, (0, max(0, clips.shape[1] - sound.shape[1])))[:, : clips.shape[1]]
         out[i : i + 8] = (sound.clamp(-1, 1) * 32767).round().short().numpy()
     return out
+
+
+def equalised(sound: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """The sound [batch, samples] through a random equaliser each: 8 bands, with gains of about 3 dB, drawn smoothly."""
+    spectrum = torch.fft.rfft(sound)
+    position = np.linspace(0, 1, spectrum.shape[1]) ** 0.5 * 7  # in bands
+    decibels = np.stack([np.interp(position, np.arange(8), rng.normal(0, 3, 8)) for _ in range(len(sound))])
+    return torch.fft.irfft(spectrum * torch.from_numpy(10 ** (decibels / 20)).float(), n=sound.shape[1])
 
 
 def main() -> None:
@@ -52,7 +60,8 @@ def main() -> None:
         which = [rng.integers(len(s), size=BATCH // 2) for s in sounds]
         sound = torch.cat([crops(s, w, WINDOW, rng) for s, w in zip(sounds, which, strict=True)])
         which = np.concatenate(which)
-        # generated clips are quieter than recordings, and have noise
+        # generated clips have another timbre, are quieter than recordings, and have noise
+        sound = equalised(sound, rng)
         sound = sound * torch.from_numpy(10 ** rng.uniform(-0.8, 0.2, (BATCH, 1)).astype(np.float32))
         sound += torch.randn_like(sound) * torch.from_numpy(10 ** rng.uniform(-5, -2.2, (BATCH, 1)).astype(np.float32))
         emotion, instrument, clean = network(sound)

@@ -55,13 +55,21 @@ class ShortChunkResNet(nn.Module):
         self.dropout = nn.Dropout(0.5)
         self.dense2 = nn.Linear(widths[-1], 4)
 
-    def logits(self, waveforms: torch.Tensor) -> torch.Tensor:
-        """Scores before the sigmoid, [batch, 4], of windows [batch, samples]."""
-        x = self.spec_bn(self.to_db(self.spec(waveforms))[:, None])
+    def spectrogram(self, waveforms: torch.Tensor) -> torch.Tensor:
+        """Log-mels in dB, [batch, mels, frames], of windows [batch, samples] at `sample_rate`."""
+        return self.to_db(self.spec(waveforms))
+
+    def classify(self, spectrogram: torch.Tensor) -> torch.Tensor:
+        """Scores before the sigmoid, [batch, 4], of what `spectrogram` returns."""
+        x = self.spec_bn(spectrogram[:, None])
         for i in range(7):
             x = self.get_submodule(f"layer{i + 1}")(x)
         x = x.squeeze(2).amax(-1)
         return self.dense2(self.dropout(relu(self.bn(self.dense1(x)))))
+
+    def logits(self, waveforms: torch.Tensor) -> torch.Tensor:
+        """Scores before the sigmoid, [batch, 4], of windows [batch, samples]."""
+        return self.classify(self.spectrogram(waveforms))
 
     def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
         """Scores in [0, 1], float32 [batch, 4], of windows [batch, samples] at `sample_rate`."""

@@ -134,7 +134,8 @@ class Emopia(Reward):
             raise UserError(f"duration: {seconds:g} s is too short for reward 'emopia'; it needs {self.window:g} s.")
         heard = versions(sound, self.variants)
         cut = consecutive(heard, length) if self.windows == "paper" else cover(heard, length)
-        scores = torch.stack([network(cut.flatten(0, 2)) for network in self.networks])
+        spectrogram = self.networks[0].spectrogram(cut.flatten(0, 2))  # the same for all: they share `hparams.yaml`
+        scores = torch.stack([network.classify(spectrogram).sigmoid() for network in self.networks])
         voters = scores.view(-1, *cut.shape[1:3], 4).mean(2).cpu()
         target = torch.tensor([QUADRANTS.index(p.quadrant) for p in prompts])
         value = combined(voters, target, self.combine)
