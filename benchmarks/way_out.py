@@ -25,7 +25,8 @@ MORE_CLAP = {"mixtures.both": {"clap": 2.0, "emopia": 1.0}}
 
 # What is added to training with one member and with four. The default clip range is 1e-3 and the rate 0.015.
 ADDED: dict[str, dict[str, Any]] = {
-    "kl 0.01": {"ddpo.kl": 0.01},
+    "kl 0.03": {"ddpo.kl": 0.03},
+    "kl 1": {"ddpo.kl": 1.0},
     "kl 0.1": {"ddpo.kl": 0.1},
     "average 4": {"ddpo.average": 4},
     "keep best": {"ddpo.keep": "best"},
@@ -49,6 +50,9 @@ SETTINGS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "2 clap + 4 members": ("both", FOUR | MORE_CLAP),
     **{f"1 member, {name}": ("emopia", ONE | added) for name, added in ADDED.items()},
     **{f"4 members, {name}": ("emopia", FOUR | added) for name, added in ADDED.items()},
+    **{f"clap + 4 members, {name}": ("both", FOUR | MIXTURE | added) for name, added in ADDED.items()},
+    "4 members, kl 0.06, 12 rounds": ("emopia", FOUR | {"ddpo.kl": 0.06, "ddpo.rounds": 12}),
+    "4 members, kl 0.1, 12 rounds": ("emopia", FOUR | {"ddpo.kl": 0.1, "ddpo.rounds": 12}),
 }
 
 
