@@ -21,7 +21,7 @@ RESULT = PROJECT / "benchmarks" / "results" / "overoptimisation.json"
 PLOT = PROJECT / "plots" / "overoptimisation.svg"
 SEEDS = (777, 1, 2)
 REWARDS = ("clap", "emopia")
-PLAIN = {"emopia.members": 1}  # and all other keys as they are
+PLAIN = {"emopia.members": 1, "ddpo.kl": 0.0}  # and all other keys as they are
 
 
 def jobs_of(seeds: Sequence[int], changes: dict[str, Any]) -> list[Job]:

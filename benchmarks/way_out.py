@@ -19,7 +19,9 @@ from trials import PROJECT, Job, changes_of, parser_of, row, run
 RESULT = PROJECT / "benchmarks" / "results" / "way-out.json"
 SEEDS = (11, 12, 13)
 UNTOUCHED = "untouched model"
-ONE, FOUR = {"emopia.members": 1}, {"emopia.members": 4}
+ROUNDS = 8  # the same for all settings, but where the name says more
+PLAIN = {"ddpo.rounds": ROUNDS, "ddpo.kl": 0.0}
+ONE, FOUR = PLAIN | {"emopia.members": 1}, PLAIN | {"emopia.members": 4}
 MIXTURE = {"mixtures.both": {"clap": 1.0, "emopia": 1.0}}
 MORE_CLAP = {"mixtures.both": {"clap": 2.0, "emopia": 1.0}}
 
@@ -39,7 +41,7 @@ ADDED: dict[str, dict[str, Any]] = {
 SETTINGS: dict[str, tuple[str | None, dict[str, Any]]] = {
     UNTOUCHED: (None, ONE),
     "1 member": ("emopia", ONE),
-    "2 members": ("emopia", {"emopia.members": 2}),
+    "2 members": ("emopia", PLAIN | {"emopia.members": 2}),
     "4 members": ("emopia", FOUR),
     "4 members, min": ("emopia", FOUR | {"emopia.combine": "min"}),
     "4 members, mean less std": ("emopia", FOUR | {"emopia.combine": "mean_less_std"}),

@@ -106,7 +106,7 @@ def test_auto_becomes_the_value_for_the_model():
         ("ddpo.learning_rate", float("inf"), ["inf"]),
         ("ddpo.clip_range", float("nan"), ["nan"]),
         ("ddpo.advantages", "all", ["'all'", "'window'", "'group'"]),
-        ("ddpo.kl", -0.1, ["ddpo.kl: -0.1", "greater than or equal to 0"]),
+        ("ddpo.kl", -0.1, ["ddpo.kl: -0.1", "at least 0"]),
         ("ddpo.kl", 1e300, ["ddpo.kl: 1e+300", "1000000"]),
         ("ddpo.average", 0, ["ddpo.average: 0", "greater than 0"]),
         ("ddpo.average", 9, ["ddpo.average: 9 must be at most ddpo.rounds, which is 8"]),  # `auto` for mini

@@ -91,6 +91,7 @@ class AutoParams(Group):
     timesteps: dict[str, Annotated[str, Field(pattern=f"^({TIMESTEPS})$")]]
     learning_rate: dict[str, Annotated[float, Field(gt=0, le=1)]]
     clip_range: dict[str, Limit]
+    kl: dict[str, Annotated[float, Field(ge=0, le=1e6)]]
     members: dict[str, Positive]
 
     @field_validator("*")
@@ -142,7 +143,7 @@ class DDPOParams(Group):
     advantage_window: Positive
     max_gradient_norm: Limit
     advantages: Literal["window", "group"]
-    kl: float = Field(ge=0, le=1e6)
+    kl: Annotated[Any, _number_or("auto", float, least=0, most=1e6)]
     average: Positive
     keep: Literal["last", "best"]
     keep_by: str
