@@ -65,7 +65,8 @@ def test_a_new_param_makes_no_stage_run_that_does_not_depend_on_it(tmp_path):
         assert done.returncode == 0, done.stderr
         assert ("Running stage 'seed'" in done.stdout) == (rounds == 2)
         assert "Warning: prompts.instruments: mini was never trained on 'zither'" in done.stderr
-        assert "mini knows acoustic guitar, cello, flute, guitar, organ, piano, saxophone, trumpet, ukulele, violin." in done.stderr
+        known = "acoustic guitar, cello, flute, guitar, organ, piano, saxophone, trumpet, ukulele, violin"
+        assert f"mini knows {known}." in done.stderr
 
 
 @pytest.mark.parametrize("stage", ["baseline", "score", "features", "table", "train", "generate", "evaluate", "card"])
