@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import yaml
 
 PROJECT = Path(__file__).parent.parent
@@ -35,8 +36,15 @@ def extract(project: Path) -> dict:
             model: round(float(np.mean([e["value"] for e in distance[model].values() if isinstance(e, dict)])), 2)
             for model in ("original", adapter)
         }
-        result[adapter] = judges | {"diversity_db": diversity}
+        plays = {model: instrument_heard(project, model) for model in ("baseline", reward)}
+        result[adapter] = judges | {"instrument_heard": plays, "diversity_db": diversity}
     return result
+
+
+def instrument_heard(project: Path, model: str) -> float:
+    """Share of the clips in which the listener hears the instrument of the prompt."""
+    table = pd.read_csv(project / "metrics" / "clips" / f"{model}.csv")
+    return round(float(table["listener_instrument"].mean()), 4)
 
 
 def heard(judged: dict, adapter: str) -> dict:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -245,21 +246,27 @@ def run(jobs: Sequence[Job], path: Path, processes: int) -> list[dict[str, Any]]
     started, done = time.perf_counter(), 0.0
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin) as pool:
         running = {pool.submit(_work, job): job for job in todo}
-        for i, future in enumerate(as_completed(running), 1):
-            job = running[future]
-            done += job.cost
-            elapsed = time.perf_counter() - started
-            told = f"[{i}/{len(todo)}] {job.setting}, seed {job.seed}: "
-            try:
-                result = future.result()
-            except Exception:
-                told += "failed\n" + traceback.format_exc()
-            else:
-                entry = {"setting": job.setting, "reward": job.reward, "seed": job.seed, "key": keys[job]}
-                known[keys[job]] = entry | {"changes": job.changes} | result
-                write_json(path, {"results": list(known.values())})
-                told += f"{result['seconds']:.0f} s"
-            print(f"{told}, left: {tqdm.format_interval(elapsed * (total - done) / done)}", flush=True)
+        try:
+            for i, future in enumerate(as_completed(running), 1):
+                job = running[future]
+                done += job.cost
+                elapsed = time.perf_counter() - started
+                told = f"[{i}/{len(todo)}] {job.setting}, seed {job.seed}: "
+                try:
+                    result = future.result()
+                except Exception:
+                    told += "failed\n" + traceback.format_exc()
+                else:
+                    entry = {"setting": job.setting, "reward": job.reward, "seed": job.seed, "key": keys[job]}
+                    known[keys[job]] = entry | {"changes": job.changes} | result
+                    write_json(path, {"results": list(known.values())})
+                    told += f"{result['seconds']:.0f} s"
+                print(f"{told}, left: {tqdm.format_interval(elapsed * (total - done) / done)}", flush=True)
+        except BaseException:  # Ctrl-C, too: what is finished is in the file
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
     return [known[keys[job]] | {"setting": job.setting} for job in jobs if keys[job] in known]
 
 
@@ -277,7 +284,8 @@ def _work(job: Job) -> dict[str, Any]:
 
 
 def parser_of(about: str | None, seeds: Sequence[int], path: Path) -> argparse.ArgumentParser:
-    """The options of a benchmark that runs trials."""
+    """The options of a benchmark that runs trials. From now on SIGTERM ends it, and its trials, as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=seeds, metavar="SEED")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, each with one thread")
