@@ -28,8 +28,8 @@ MORE_CLAP = {"mixtures.both": {"clap": 2.0, "emopia": 1.0}}
 # What is added to training with one member and with four. The default clip range is 1e-3 and the rate 0.015.
 ADDED: dict[str, dict[str, Any]] = {
     "kl 0.03": {"ddpo.kl": 0.03},
-    "kl 1": {"ddpo.kl": 1.0},
     "kl 0.1": {"ddpo.kl": 0.1},
+    "kl 1": {"ddpo.kl": 1.0},
     "average 4": {"ddpo.average": 4},
     "keep best": {"ddpo.keep": "best"},
     "group advantages": {"ddpo.advantages": "group"},
@@ -53,6 +53,7 @@ SETTINGS: dict[str, tuple[str | None, dict[str, Any]]] = {
     **{f"1 member, {name}": ("emopia", ONE | added) for name, added in ADDED.items()},
     **{f"4 members, {name}": ("emopia", FOUR | added) for name, added in ADDED.items()},
     **{f"clap + 4 members, {name}": ("both", FOUR | MIXTURE | added) for name, added in ADDED.items()},
+    "4 members, 11 rounds": ("emopia", FOUR | {"ddpo.rounds": 11}),  # the UNet calls of 8 rounds with the penalty
     "4 members, kl 0.06, 12 rounds": ("emopia", FOUR | {"ddpo.kl": 0.06, "ddpo.rounds": 12}),
     "4 members, kl 0.1, 12 rounds": ("emopia", FOUR | {"ddpo.kl": 0.1, "ddpo.rounds": 12}),
 }
