@@ -54,6 +54,7 @@ SETTINGS: dict[str, tuple[str | None, dict[str, Any]]] = {
     **{f"4 members, {name}": ("emopia", FOUR | added) for name, added in ADDED.items()},
     **{f"clap + 4 members, {name}": ("both", FOUR | MIXTURE | added) for name, added in ADDED.items()},
     "4 members, 11 rounds": ("emopia", FOUR | {"ddpo.rounds": 11}),  # the UNet calls of 8 rounds with the penalty
+    "4 members, kl 0.03, 11 rounds": ("emopia", FOUR | {"ddpo.kl": 0.03, "ddpo.rounds": 11}),
     "4 members, kl 0.06, 12 rounds": ("emopia", FOUR | {"ddpo.kl": 0.06, "ddpo.rounds": 12}),
     "4 members, kl 0.1, 12 rounds": ("emopia", FOUR | {"ddpo.kl": 0.1, "ddpo.rounds": 12}),
 }

@@ -421,8 +421,9 @@ def test_an_easy_reward_must_rise_beyond_its_noise(rise, state, prepared, tmp_pa
 
 def test_the_seconds_of_a_training_are_calls_times_seconds():
     params = small(
-        steps=10, ddpo__rounds=3, ddpo__trajectories_per_round=8, ddpo__updates_per_round=2, ddpo__timesteps="first 50%"
-    )
+        steps=10, ddpo__rounds=3, ddpo__trajectories_per_round=8, ddpo__updates_per_round=2,
+        ddpo__timesteps="first 50%", ddpo__kl=0.0,
+    )  # fmt: skip
     speed = estimate.Speed(denoise=0.1, learn=0.3, decode=0.7)
     # 3 rounds of 8 clips: 10 steps, 5 of them trained, decoded and judged once
     assert estimate.seconds(params, speed, 0.05) == pytest.approx(24 * (1.0 + 1.5 + 0.7 + 0.05))
@@ -462,7 +463,7 @@ def test_the_calls_of_a_real_round_are_those_that_the_estimate_counts(kl, prepar
 def test_the_needs_of_each_stage_are_counted_by_hand():
     params = small(
         steps=10, evaluation__clips_per_emotion=5, rewards=["clap", "both"], ddpo__rounds=1,
-        ddpo__trajectories_per_round=8, ddpo__timesteps="all",
+        ddpo__trajectories_per_round=8, ddpo__timesteps="all", ddpo__kl=0.0,
     )  # fmt: skip
     found = costs.stages(
         params,

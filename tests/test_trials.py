@@ -118,7 +118,7 @@ def test_a_run_does_only_what_is_missing_and_keeps_each_result(tmp_path, capsys)
 def test_a_trial_is_the_training_and_the_clips_of_the_stages():
     from trials import trial
 
-    judges = {"judges": ["emopia", "clap"]}
+    judges = {"judges": ["emopia", "clap"], "ddpo.kl": 0.0}
     found = trial(SMALL | judges, "emopia", 3, hear_every=True)
     untouched = trial(SMALL | judges | {"evaluation.clips_per_emotion": 10}, None, 3, hear_every=False)
     assert found["unet_calls"] == 2 * 8 * (4 + 4)  # rounds, clips, steps sampled and trained
