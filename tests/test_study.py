@@ -366,6 +366,16 @@ def test_an_instrument_that_is_lost_is_said_in_words():
     assert f"**It hears the instrument of the prompt less often**: in 0.00 [{low:.2f}, {high:.2f}]" in text
 
 
+def test_the_same_clips_are_compared_so_a_small_loss_of_the_instrument_is_said_too():
+    study = with_listener([0] * 8, [1] * 8)
+    study.original["listener_instrument"] = [1] * 76 + [0] * 4
+    study.trained["emopia"]["listener_instrument"] = [1] * 68 + [0] * 12  # the intervals overlap; eight are lost
+
+    before, after = (binomtest(n, 80).proportion_ci(method="wilson") for n in (76, 68))
+    assert after.high > before.low
+    assert "**It hears the instrument of the prompt less often**: in 0.85 " in "\n".join(in_words(study))
+
+
 def test_a_reward_that_rises_and_is_heard_has_no_such_warning():
     text = "\n".join(in_words(with_listener([0] * 8, [1] * 8)))
 

@@ -107,6 +107,13 @@ class Study:
             return None
         return proportion(int(table[column].sum()), len(table), self.settings.confidence)
 
+    def instrument_change(self, judge: str, adapter: str) -> Estimate | None:
+        """The change of that share in the same clips; None if the judge does not listen for it."""
+        before, after = (self.table(model).get(f"{judge}_instrument") for model in (None, adapter))
+        if before is None or after is None:
+            return None
+        return paired_change(before.to_numpy(float), after.to_numpy(float), self.settings.confidence)
+
     def confusion(self, judge: str, adapter: str | None) -> pd.DataFrame | None:
         """For each clip the quadrant of the prompt and the one that the judge hears; None if it predicts none."""
         table = self.table(adapter)

@@ -36,8 +36,9 @@ def _listener(study: Study, adapter: str, rewards: list[str]) -> list[str]:
     ]
     lines += [f"{reward} is right on {study.real(reward):.2f} of real recordings only." for reward in above]
     before, after = (study.instrument(LISTENER, model) for model in (None, adapter))
-    if before is not None and after is not None:
-        fewer = after.high < before.low
+    change = study.instrument_change(LISTENER, adapter)
+    if before is not None and after is not None and change is not None:
+        fewer = _sign(change) < 0
         told = "**It hears the instrument of the prompt less often**" if fewer else "It hears the instrument"
         lines.append(f"{told}: in {after} of the clips (before: {before}).")
     return lines
