@@ -21,6 +21,7 @@ RESULT = PROJECT / "benchmarks" / "results" / "overoptimisation.json"
 PLOT = PROJECT / "plots" / "overoptimisation.svg"
 SEEDS = (777, 1, 2)
 REWARDS = ("clap", "emopia")
+REWARD = "the reward"  # that the adapter is trained with
 PLAIN = {"emopia.members": 1, "ddpo.kl": 0.0}  # and all other keys as they are
 
 
@@ -38,7 +39,7 @@ def curves(results: Sequence[dict[str, Any]]) -> pd.DataFrame:
         for point in result["curve"]:
             judges = point["judges"]
             measures = {
-                "the reward": judges[result["reward"]]["value"],
+                REWARD: judges[result["reward"]]["value"],
                 "listener: accuracy": judges.get("listener", {}).get("accuracy"),
                 "listener: instrument": judges.get("listener", {}).get("instrument"),
                 "held_out: similarity": judges.get("held_out", {}).get("value"),
@@ -71,6 +72,7 @@ def picture(data: pd.DataFrame) -> str:
                 "data": {"values": data[data["measure"] == measure].to_dict("records")},
                 "facet": {"column": {"field": "reward", "type": "nominal"} | header},
                 "spec": {"width": 300, "height": 130, "layer": layer},
+                "resolve": {"scale": {"y": "independent" if measure == REWARD else "shared"}},  # rewards differ in unit
             }
         )
     spec = {"$schema": "https://vega.github.io/schema/vega-lite/v5.json", "vconcat": rows}
