@@ -87,7 +87,7 @@ def table(results: Sequence[dict[str, Any]], mixtures: dict[str, dict[str, float
     judged = [result["judges"] for result in results if "listener" in result["judges"]]
     emotions = list(judged[0]["listener"]["by_emotion"]) if judged else []
     head = ["setting", "own accuracy", "listener accuracy", "each seed", *emotions, "instrument", "held_out"]
-    head += ["diversity (dB)", "UNet calls", "minutes"]
+    head += ["diversity (dB)", "UNet calls"]
     lines = [row(head), row(["---"] * len(head))]
     for name in dict.fromkeys(result["setting"] for result in results):
         group = [result for result in results if result["setting"] == name]
@@ -104,7 +104,7 @@ def table(results: Sequence[dict[str, Any]], mixtures: dict[str, dict[str, float
         cells += [mean([h["instrument"] for h in heard], 2)]
         cells += [mean([r["judges"].get("held_out", {}).get("value") for r in group])]
         cells += [mean([r["diversity"] for r in group], 2), mean([r.get("unet_calls") for r in group], 0)]
-        lines.append(row([*cells, mean([r["seconds"] / 60 for r in group], 1)]))
+        lines.append(row(cells))
     return "\n".join(lines) + "\n"
 
 

@@ -1,7 +1,7 @@
 """Trains the generator: T5, projection, GPT-2 and UNet together, by denoising latents of the corpus.
 
-The captions name the instrument correctly but often the wrong emotion, above all in the last of the phases: there more
-than half of the music that is captioned sad, tender or angry is happy music. So the model learns the instrument and
+The captions name the instrument correctly but often the wrong emotion, above all in the last of the phases: there half
+of the music that is captioned sad, tender or angry is happy music. So the model learns the instrument and
 mostly ignores the emotion. This is the weakness that the study trains away. In the phases before it learns what the
 words mean, so that it can play every emotion. Continues from a checkpoint if there is one.
 """
