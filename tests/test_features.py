@@ -451,13 +451,15 @@ def test_the_tables_are_put_together_from_the_clips_to_the_last_file(stages):
 def test_fetch_brings_the_features_of_recordings_of_every_kind(fetched):
     assert (fetched / "models" / "features.json").read_bytes() == (MINI / "features.json").read_bytes()
     found = shipped.read_features(MINI)
-    assert len(found) == 10
-    assert list(found)[:4] == ["piano", "violin", "flute", "guitar"]
+    assert list(found) == [
+        "piano", "violin", "flute", "guitar", "trumpet", "saxophone", "cello", "ukulele", "acoustic guitar", "organ",
+    ]  # fmt: skip
     assert all(set(features) == set(FEATURES) for emotions in found.values() for features in emotions.values())
-    for emotions in found.values():  # as docs/mini.md describes the corpus
+    for instrument, emotions in found.items():  # as docs/mini.md describes the corpus
         assert emotions["angry"]["loudness"] > emotions["happy"]["loudness"] > emotions["tender"]["loudness"]
         assert min(emotions[e]["onsets"] for e in ("happy", "angry")) > emotions["sad"]["onsets"] + 1
-        assert emotions["happy"]["register"] > emotions["sad"]["register"] + 4
+        higher = 4 if instrument == "ukulele" else 5  # it has no low notes, so its sad music is an octave up
+        assert emotions["happy"]["register"] > emotions["sad"]["register"] + higher
 
 
 def test_the_manifest_of_mini_has_every_file(tmp_path):
