@@ -23,6 +23,7 @@ from music_ddpo.doctor import baseline, costs, environment, listening, rising, u
 from music_ddpo.doctor.report import BROKEN, LOOK, OK, WIDTH, Report, Row
 from music_ddpo.machine.memory import PeakMemory
 from music_ddpo.model.policy import Policy
+from music_ddpo.rewards.base import Judgement, Reward
 from music_ddpo.rewards.finding import reward_class
 from music_ddpo.training import estimate, setup
 
@@ -290,6 +291,22 @@ def test_a_wrong_speed_is_also_found_where_a_judge_does_not_say_its_rate(music):
     right = listening.hears("clap", Anonymous(clap, lambda x, rate: (x, rate)), music, 16_000, asked)
     wrong = listening.hears("clap", Anonymous(clap, lambda x, rate: (x, 16_000)), music, 16_000, asked)
     assert (right.state, wrong.state) == (OK, BROKEN), (right.found, wrong.found)
+
+
+def test_a_judge_of_loudness_hardly_hears_the_speed_so_the_check_says_that_it_is_unsure(music):
+    class Loudness(Reward):
+        name, headline, lowest, highest, sample_rate = "loudness", "value", 0.0, 1.0, 16_000
+
+        @classmethod
+        def load(cls, models, device):
+            return cls()
+
+        def judge(self, waveforms, sample_rate, prompts):
+            return Judgement(value=audio.resample(waveforms, sample_rate, 16_000).square().mean(1))
+
+    row = listening.hears("loudness", Loudness(), music, 16_000, prompts_of(PARAMS)[:1])
+    assert row.numbers["apart"] > 0.25 * row.numbers["wrong_speed"] > 0
+    assert (row.state, "hardly depends on the speed" in row.advice) == (LOOK, True), row.found
 
 
 def test_a_judge_that_answers_differently_the_second_time_is_broken(music):
