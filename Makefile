@@ -1,11 +1,12 @@
 # `make repro` runs the study, `make test` the tests, `make test-cluster` those with Slurm and two hosts (as root; what a
 # machine cannot try is skipped), `make lint` the checks of style and types, `make bench` the measurements, `make mini`
-# remakes the embedded models, `make experiments` lists experiments on one screen. All set up .venv first.
+# remakes the embedded models, `make experiments` lists experiments on one screen, `make paper` runs the paper's. All
+# set up .venv first.
 
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro test test-cluster lint bench mini experiments clean
+.PHONY: repro test test-cluster lint bench mini experiments paper clean
 
 # A dvc that is killed while it writes .dvc/tmp/rwlock leaves it empty, and no later one starts. It is removed here while
 # no dvc writes it: who holds rwlock.lock may.
@@ -46,6 +47,15 @@ mini: $(VENV)/ready
 # `dvc exp show` has a column for each parameter and each dependency. This leaves those that differ, and headline numbers.
 experiments: $(VENV)/ready
 	COLUMNS=$${COLUMNS:-200} dvc exp show --no-pager --only-changed --drop '.*/' --keep 'metrics/.*:(accuracy|after|held_out)$$'
+
+# FIGURE=5 runs one figure of paper/catalogue.yaml, JOBS=2 two experiments at a time, MODEL=audioldm2-music real weights.
+FIGURE :=
+JOBS := 1
+MODEL := mini
+paper: $(VENV)/ready
+	dvc repro fetch
+	python paper/run.py --figure "$(FIGURE)" --jobs $(JOBS) --model $(MODEL)
+	python paper/report.py
 
 clean:
 	rm -rf $(VENV)

@@ -138,7 +138,7 @@ def useful_operations(setting: Setting, guidance: bool = True) -> float:
     Forward once to sample, forward and backward once to learn; the backward pass counts as one forward, because the
     weights are frozen. VAE, vocoder and rewards do not count.
     """
-    trained = len(params_for(setting).trained_steps)
+    trained = params_for(setting).steps_of_an_update
     return setting.trajectories * (setting.steps + 2 * trained) * FORWARD[setting.duration] * (1 + guidance)
 
 

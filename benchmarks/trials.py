@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,11 +81,11 @@ class Job:
 
     @property
     def cost(self) -> float:
-        """About how long it takes, in UNet calls: a trained step costs three, and a member's version one."""
+        """About how long it takes, in UNet calls: a trained step costs three, and a member one."""
         params = self.params
         ddpo, emopia = params.ddpo, params.emopia
-        trained = len(params.trained_steps) * (4 if ddpo.kl else 3)
-        each = params.steps + 4 + emopia.members * emopia.variants  # of a clip that is sampled, decoded and heard
+        trained = params.steps_of_an_update * (4 if ddpo.kl else 3)
+        each = params.steps + 4 + emopia.members  # of a clip that is sampled, decoded and heard
         heard = len(params.prompts.emotions) * params.evaluation.clips_per_emotion
         if self.reward is None:
             return heard * each
@@ -131,7 +131,6 @@ def _train(params: Params, reward: str, seed: int, folder: Path, hear_every: boo
     models = folder / "models"
     execution = choose(params.compute)
     raised = load_reward(reward, models, execution.device)
-    judge = load_reward(params.ddpo.keep_by, models, execution.device) if params.ddpo.keep == "best" else None
     generator = Generator.load(check_pipeline(models), execution.device, execution.dtype)
     prompts = make_prompts(params.prompts.template, params.prompts.emotions, params.prompts.instruments)
     weights = {"pipeline": read_pipeline_manifest(models), "reward": read_manifest(reward, models)}
@@ -139,7 +138,7 @@ def _train(params: Params, reward: str, seed: int, folder: Path, hear_every: boo
     policy, run = setup.prepare(generator, reward, prompts, params, seed, execution, *files, weights)
     calls = _counted(generator)
     curve = _heard_between_rounds(run, generator, params, seed, folder) if hear_every else []
-    loop.train(policy, raised, prompts, params, seed, execution, run, judge)
+    loop.train(policy, raised, prompts, params, seed, execution, run)
     adapter.save(generator, folder / "adapter")
     result: dict[str, Any] = {"training": record.summary(run.rounds, seed), "unet_calls": sum(calls)}
     return result | ({"curve": curve} if hear_every else {})
@@ -238,36 +237,45 @@ def run(jobs: Sequence[Job], path: Path, processes: int) -> list[dict[str, Any]]
     known = {result["key"]: result for result in results}
     keys = {job: job.key for job in jobs}
     missing = {keys[job]: job for job in reversed(jobs) if keys[job] not in known}
-    todo = sorted(missing.values(), key=lambda job: -job.cost)
+    print(f"{len(missing)} of {len(jobs)} jobs to do, {processes} at a time", flush=True)
+    for job, result in in_processes(list(missing.values()), _work, processes):
+        entry = {"setting": job.setting, "reward": job.reward, "seed": job.seed, "key": keys[job]}
+        known[keys[job]] = entry | {"changes": job.changes} | result
+        write_json(path, {"results": list(known.values())})
+    return [known[keys[job]] | {"setting": job.setting} for job in jobs if keys[job] in known]
+
+
+def in_processes(todo: Sequence[Job], work: Callable[[Job], Any], processes: int) -> Iterator[tuple[Job, Any]]:
+    """Each job with its result, as it is finished; begins with the longest, and prints what is left.
+
+    A job that failed is left out, and its error printed. `work` must be a function of a module.
+    """
+    todo = sorted(todo, key=lambda job: -job.cost)
     total = sum(job.cost for job in todo)
-    print(f"{len(todo)} of {len(jobs)} jobs to do, {processes} at a time", flush=True)
     SCRATCH.mkdir(exist_ok=True)
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     started, done = time.perf_counter(), 0.0
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin) as pool:
-        running = {pool.submit(_work, job): job for job in todo}
+        running = {pool.submit(work, job): job for job in todo}
         try:
             for i, future in enumerate(as_completed(running), 1):
                 job = running[future]
                 done += job.cost
-                elapsed = time.perf_counter() - started
+                left = (time.perf_counter() - started) * (total - done) / done
                 told = f"[{i}/{len(todo)}] {job.setting}, seed {job.seed}: "
                 try:
                     result = future.result()
                 except Exception:
                     told += "failed\n" + traceback.format_exc()
                 else:
-                    entry = {"setting": job.setting, "reward": job.reward, "seed": job.seed, "key": keys[job]}
-                    known[keys[job]] = entry | {"changes": job.changes} | result
-                    write_json(path, {"results": list(known.values())})
-                    told += f"{result['seconds']:.0f} s"
-                print(f"{told}, left: {tqdm.format_interval(elapsed * (total - done) / done)}", flush=True)
-        except BaseException:  # Ctrl-C, too: what is finished is in the file
+                    yield job, result
+                    told += "finished"
+                print(f"{told}, left: {tqdm.format_interval(left)}", flush=True)
+        except BaseException:  # Ctrl-C, too: what is finished has been yielded
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
-    return [known[keys[job]] | {"setting": job.setting} for job in jobs if keys[job] in known]
 
 
 def _begin() -> None:

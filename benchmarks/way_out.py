@@ -20,21 +20,28 @@ RESULT = PROJECT / "benchmarks" / "results" / "way-out.json"
 SEEDS = (11, 12, 13)
 UNTOUCHED = "untouched model"
 ROUNDS = 8  # the same for all settings, but where the name says more
-PLAIN = {"ddpo.rounds": ROUNDS, "ddpo.kl": 0.0}
+PLAIN = {"ddpo.rounds": ROUNDS, "ddpo.learning_rate": 0.015, "ddpo.kl": 0.0}
 ONE, FOUR = PLAIN | {"emopia.members": 1}, PLAIN | {"emopia.members": 4}
 MIXTURE = {"mixtures.both": {"clap": 1.0, "emopia": 1.0}}
 MORE_CLAP = {"mixtures.both": {"clap": 2.0, "emopia": 1.0}}
 
-# What is added to training with one member and with four. The default clip range is 1e-3 and the rate 0.015.
+# What is added to training with one member and with four. The clip range is 1e-3 and the rate 0.015 otherwise.
 ADDED: dict[str, dict[str, Any]] = {
     "kl 0.03": {"ddpo.kl": 0.03},
     "kl 0.1": {"ddpo.kl": 0.1},
     "kl 1": {"ddpo.kl": 1.0},
-    "average 4": {"ddpo.average": 4},
-    "keep best": {"ddpo.keep": "best"},
     "group advantages": {"ddpo.advantages": "group"},
     "half the rate": {"ddpo.learning_rate": 0.0075},
     "clip 1e-4": {"ddpo.clip_range": 1e-4},
+}
+
+# What is added to four members and the penalty.
+WITH_KL: dict[str, dict[str, Any]] = {
+    "2 updates": {"ddpo.updates_per_round": 2},
+    "half the rate": {"ddpo.learning_rate": 0.0075},
+    "half the rate, 11 rounds": {"ddpo.learning_rate": 0.0075, "ddpo.rounds": 11},
+    "clip 3e-4": {"ddpo.clip_range": 3e-4},
+    "clip 3e-4, 11 rounds": {"ddpo.clip_range": 3e-4, "ddpo.rounds": 11},
 }
 
 # name: (reward, changes of params.yaml)
@@ -43,9 +50,6 @@ SETTINGS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "1 member": ("emopia", ONE),
     "2 members": ("emopia", PLAIN | {"emopia.members": 2}),
     "4 members": ("emopia", FOUR),
-    "4 members, min": ("emopia", FOUR | {"emopia.combine": "min"}),
-    "4 members, mean less std": ("emopia", FOUR | {"emopia.combine": "mean_less_std"}),
-    "1 member, 4 variants": ("emopia", ONE | {"emopia.variants": 4}),
     "clap": ("clap", ONE),
     "clap + 1 member": ("both", ONE | MIXTURE),
     "clap + 4 members": ("both", FOUR | MIXTURE),
@@ -57,6 +61,7 @@ SETTINGS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "4 members, kl 0.03, 11 rounds": ("emopia", FOUR | {"ddpo.kl": 0.03, "ddpo.rounds": 11}),
     "4 members, kl 0.06, 12 rounds": ("emopia", FOUR | {"ddpo.kl": 0.06, "ddpo.rounds": 12}),
     "4 members, kl 0.1, 12 rounds": ("emopia", FOUR | {"ddpo.kl": 0.1, "ddpo.rounds": 12}),
+    **{f"4 members, kl 0.03, {name}": ("emopia", FOUR | {"ddpo.kl": 0.03} | added) for name, added in WITH_KL.items()},
 }
 
 

@@ -1,5 +1,6 @@
 """Trains one adapter with DDPO to raise one reward."""
 
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,32 +22,39 @@ from music_ddpo.weights.manifests import check_duration, check_pipeline, read_ma
 MODELS = Path("models")
 
 
+def checkpoint_of(reward: str, folder: Path, experiment: str | None) -> Path:
+    """Where the checkpoint is: not an output, because DVC removes those before a stage runs.
+
+    A queued experiment runs in a copy of the project in .dvc/tmp/exps/, which is removed if it is interrupted. So its
+    checkpoint is in the project itself, under the name of the experiment.
+    """
+    if experiment and folder.parent.parts[-3:] == (".dvc", "tmp", "exps"):
+        return folder.parents[3] / ".checkpoints" / f"{experiment}-train-{reward}.pt"
+    return Path(".checkpoints") / f"train-{reward}.pt"
+
+
 @click.argument("reward")
 @parallel_stage
 def train(params: Params, reward: str) -> None:
     """Writes models/adapters/REWARD, metrics/train/REWARD.json and plots/train/REWARD.csv."""
     execution = batches.choose(params.compute)
-    path = Path(".checkpoints") / f"train-{reward}.pt"  # not an output: DVC removes those before a stage runs
+    path = checkpoint_of(reward, Path.cwd(), os.environ.get("DVC_EXP_NAME"))
     with checkpoint.alone(path, reward) if processes.is_main() else nullcontext():
-        keepers = params.ddpo.keepers
-        check_duration([reward, *keepers], MODELS, params.duration)
+        check_duration([reward], MODELS, params.duration)
         raised = load_reward(reward, MODELS, execution.device)
         check_form(raised, params.reward_form)
-        judge = load_reward(params.ddpo.keep_by, MODELS, execution.device) if keepers else None
         generator = Generator.load(check_pipeline(MODELS), execution.device, execution.dtype)
         prompts = make_prompts(params.prompts.template, params.prompts.emotions, params.prompts.instruments)
         weights: dict[str, Any] = {"pipeline": read_pipeline_manifest(MODELS), "reward": read_manifest(reward, MODELS)}
-        if judge:
-            weights["keep_by"] = read_manifest(params.ddpo.keep_by, MODELS)
         curve = Path(f"plots/train/{reward}.csv")
         policy, run = setup.prepare(
             generator, reward, prompts, params, read_seed(), execution, path, curve, weights
         )  # fmt: skip
         if run.rounds_done < params.ddpo.rounds:
-            expected = estimate.announcement(policy, raised, prompts, params, execution, run.rounds_done, judge)
+            expected = estimate.announcement(policy, raised, prompts, params, execution, run.rounds_done)
             if processes.is_main():
                 click.echo(expected)
-        loop.train(policy, raised, prompts, params, read_seed(), execution, run, judge)
+        loop.train(policy, raised, prompts, params, read_seed(), execution, run)
         signals.ignore()  # from here on only files are written
         processes.gather([None])  # all processes have come here
         if processes.is_main():

@@ -146,8 +146,8 @@ def ddpo_params(**changes) -> DDPOParams:
     settings = {
         "rounds": 1, "trajectories_per_round": 8, "updates_per_round": 1, "timesteps": "all", "learning_rate": 0.01,
         "adam_betas": [0.9, 0.999], "weight_decay": 0.0, "clip_range": 1e-4, "advantage_clip": 5.0,
-        "advantage_window": 16, "max_gradient_norm": 1e9, "advantages": "window", "kl": 0.0, "average": 1,
-        "keep": "last", "keep_by": "held_out",
+        "advantage_window": 16, "max_gradient_norm": 1e9, "advantages": "window", "kl": 0.0,
+        "advantage_minimum": 2,
     }  # fmt: skip
     return DDPOParams(**settings | changes)
 
@@ -170,6 +170,11 @@ def with_advantages(groups: list[list[Trajectories]], advantage: torch.Tensor):
     """The minibatches that `update` takes."""
     parts = iter(advantage.split([len(g.prompt) for groups_ in groups for g in groups_]))
     return [[(g, next(parts)) for g in groups_] for groups_ in groups]
+
+
+def learn(policy, optimizer, groups, advantage, steps, **ddpo):
+    """Updates with the same steps for each minibatch."""
+    return update(policy, optimizer, with_advantages(groups, advantage), [steps] * len(groups), ddpo_params(**ddpo))
 
 
 def some_advantages(clips: int = 8) -> torch.Tensor:
@@ -218,13 +223,21 @@ def test_a_round_larger_than_the_window_counts_whole():
     np.testing.assert_allclose(result, (rewards - 3) / np.std([1, 2, 3, 6]), rtol=1e-3)
 
 
-def test_a_prompts_first_reward_is_measured_against_those_of_all_prompts():
-    history = {0: [1.0, 2.0]}
+@pytest.mark.parametrize(("minimum", "own"), [(2, True), (3, True), (4, False)])
+def test_a_prompt_with_fewer_rewards_than_the_minimum_is_measured_against_those_of_the_round(minimum, own):
+    history = {0: [50.0] * 8, 1: [1.0]}
+    rewards, prompt = torch.tensor([6.0, 2.0, 4.0, 9.0]), torch.tensor([1, 1, 2, 0])
 
-    result = advantages(torch.tensor([6.0]), torch.tensor([1]), history, window=16, clip=5.0)
+    result = advantages(rewards, prompt, history, window=16, clip=5.0, minimum=minimum)
 
-    assert result.item() == pytest.approx((6 - 3) / np.std([1, 2, 6]), rel=1e-3)
-    assert history[1] == [6.0]
+    baseline = np.array([1, 6, 2] if own else [6, 2, 4, 9])
+    assert result[0].item() == pytest.approx((6 - baseline.mean()) / baseline.std(), rel=1e-3)
+    assert result[2].item() == pytest.approx((4 - np.mean([6, 2, 4, 9])) / np.std([6, 2, 4, 9]), rel=1e-3)
+    assert history[1] == [1.0, 6.0, 2.0]
+
+
+def test_a_single_first_reward_has_nothing_to_be_compared_with():
+    assert advantages(torch.tensor([6.0]), torch.tensor([1]), {0: [1.0, 2.0]}, window=16, clip=5.0) == 0
 
 
 def test_without_a_history_an_advantage_is_relative_to_the_prompts_clips_of_the_round():
@@ -281,10 +294,7 @@ def test_every_ratio_of_a_round_is_exactly_one_while_the_weights_stay(generator,
     policy, groups = round_of(generator, steps=5, batch=batch, updates=2)
     optimizer = Recorder(generator.unet.parameters())
 
-    learnt = update(
-        policy, optimizer, with_advantages(groups, some_advantages()), range(1, 5),
-        ddpo_params(updates_per_round=2, clip_range=1e-12),
-    )  # fmt: skip
+    learnt = learn(policy, optimizer, groups, some_advantages(), range(1, 5), updates_per_round=2, clip_range=1e-12)
 
     assert len(optimizer.gradients) == 2
     assert (learnt.ratio_error, learnt.clip_fraction, learnt.kl) == (0.0, 0.0, 0.0)
@@ -297,9 +307,7 @@ def test_where_a_device_rounds_differently_with_gradients_it_is_said_once_and_th
     optimizer = Recorder(generator.unet.parameters())
 
     with pytest.warns(UserWarning, match="rounds differently with gradients") as warned:
-        learnt = update(
-            policy, optimizer, with_advantages(groups, some_advantages()), range(5), ddpo_params(updates_per_round=2)
-        )
+        learnt = learn(policy, optimizer, groups, some_advantages(), range(5), updates_per_round=2)
 
     assert len(warned) == 1
     assert (learnt.ratio_error, learnt.clip_fraction, learnt.kl) == (0.0, 0.0, 0.0)
@@ -311,9 +319,7 @@ def test_later_updates_of_a_round_are_measured_against_the_policy_that_sampled()
     policy, groups = round_of(generator, steps=5, updates=2)
     optimizer = torch.optim.SGD(generator.unet.parameters(), lr=0.5)
 
-    learnt = update(
-        policy, optimizer, with_advantages(groups, some_advantages()), range(5), ddpo_params(updates_per_round=2)
-    )
+    learnt = learn(policy, optimizer, groups, some_advantages(), range(5), updates_per_round=2)
 
     assert learnt.ratio_error == 0.0  # of the first update
     assert 0.25 < learnt.clip_fraction <= 0.5  # of the second, whose share is one half
@@ -329,7 +335,7 @@ def test_the_gradient_is_the_score_function_estimate(trained, batch):
     advantage = some_advantages()
     optimizer = Recorder(generator.unet.parameters())
 
-    update(policy, optimizer, with_advantages(groups, advantage), trained, ddpo_params())
+    learn(policy, optimizer, groups, advantage, trained)
 
     # The same in float64, one step of all clips at a time, with the stock scheduler's own mean and variance.
     stock = DDIMScheduler.from_config(SCHEDULER.config)
@@ -383,7 +389,7 @@ def test_the_penalty_is_the_exact_divergence_from_the_base_and_its_gradient_that
     trained, start = range(1, 5), generator.unet.adapter.detach().double()
 
     nothing = torch.zeros(8)  # advantages of 0, so the penalty is all that is minimised
-    learnt = update(policy, optimizer, with_advantages(groups, nothing), trained, ddpo_params(kl=3.0))
+    learnt = learn(policy, optimizer, groups, nothing, trained, kl=3.0)
 
     def penalty(adapter: torch.Tensor) -> float:
         return divergence_from_base(policy, groups, adapter, trained)
@@ -406,7 +412,7 @@ def test_the_penalty_is_added_to_the_surrogate_and_the_ratio_still_starts_at_one
         generator = AdaptedGenerator()
         policy, groups = round_of(generator, steps=5, batch=3)
         optimizer = Recorder([generator.unet.adapter])
-        learnt = update(policy, optimizer, with_advantages(groups, advantage), range(5), ddpo_params(kl=kl))
+        learnt = learn(policy, optimizer, groups, advantage, range(5), kl=kl)
         assert (learnt.ratio_error, learnt.clip_fraction) == (0.0, 0.0)
         assert (learnt.kl_to_base > 0) == (kl > 0)
         gradients[kl, bool(advantage.any())] = optimizer.gradients[0][0]
@@ -423,7 +429,7 @@ def test_only_with_the_penalty_each_pair_is_computed_once_more(kl, forwards):
     generator.seen.clear()
 
     optimizer = Recorder([generator.unet.adapter])
-    update(policy, optimizer, with_advantages(groups, some_advantages()), range(4), ddpo_params(kl=kl))
+    learn(policy, optimizer, groups, some_advantages(), range(4), kl=kl)
 
     assert set(Counter(generator.seen).values()) == {8 * forwards}
 
@@ -435,7 +441,7 @@ def test_each_update_of_a_round_learns_from_its_own_share_of_the_trajectories():
     advantage[4:] = 0  # nothing to learn from the second half
     optimizer = Recorder(generator.unet.parameters())
 
-    update(policy, optimizer, with_advantages(groups, advantage), range(4), ddpo_params(updates_per_round=2))
+    learn(policy, optimizer, groups, advantage, range(4), updates_per_round=2)
 
     first, second = (sum(g.abs().sum() for g in gradients) for gradients in optimizer.gradients)
     assert first > 0
@@ -447,9 +453,7 @@ def test_the_gradients_norm_is_clipped():
     policy, groups = round_of(generator, steps=4)
     optimizer = Recorder(generator.unet.parameters())
 
-    learnt = update(
-        policy, optimizer, with_advantages(groups, some_advantages()), range(4), ddpo_params(max_gradient_norm=0.01)
-    )
+    learnt = learn(policy, optimizer, groups, some_advantages(), range(4), max_gradient_norm=0.01)
 
     norm = torch.cat([g.flatten() for g in optimizer.gradients[0]]).norm().item()
     assert norm == pytest.approx(0.01, rel=1e-3)
@@ -461,8 +465,7 @@ def test_the_batch_does_not_change_what_is_learnt():
         generator = TinyGenerator()
         policy, groups = round_of(generator, steps=9, batch=batch, updates=2)
         optimizer = torch.optim.AdamW(generator.unet.parameters(), lr=0.01)
-        minibatches = with_advantages(groups, some_advantages())
-        update(policy, optimizer, minibatches, range(9), ddpo_params(updates_per_round=2))
+        learn(policy, optimizer, groups, some_advantages(), range(9), updates_per_round=2)
         return nn.utils.parameters_to_vector(generator.unet.parameters()).detach()
 
     start = nn.utils.parameters_to_vector(TinyGenerator().unet.parameters()).detach()
@@ -478,7 +481,7 @@ def test_only_the_chosen_timesteps_are_trained_and_each_is_computed_once(timeste
     generator.seen.clear()
 
     optimizer = Recorder(generator.unet.parameters())
-    update(policy, optimizer, with_advantages(groups, some_advantages()), trained, ddpo_params())
+    learn(policy, optimizer, groups, some_advantages(), trained)
 
     noisiest_first = sorted(policy.schedule.timesteps.tolist(), reverse=True)
     assert Counter(generator.seen) == {noisiest_first[step]: 8 for step in expected}
@@ -496,7 +499,7 @@ def test_rewards_rise_towards_the_known_optimum():
         x_0, prompt = (torch.cat([f(g) for u in groups for g in u]) for f in (lambda g: g.x[:, -1], lambda g: g.prompt))
         rewards = -((x_0.mean((1, 2, 3)) - target[prompt]) ** 2)
         advantage = advantages(rewards, prompt, history, settings.advantage_window, settings.advantage_clip)
-        update(policy, optimizer, with_advantages(groups, advantage), range(5), settings)
+        update(policy, optimizer, with_advantages(groups, advantage), [range(5)] * len(groups), settings)
         curve.append(rewards.mean().item())
 
     assert np.mean(curve[:5]) < -0.6

@@ -506,17 +506,6 @@ def test_the_needs_of_each_stage_are_counted_by_hand():
     }
 
 
-def test_a_judge_that_keeps_the_best_round_is_part_of_the_training_and_of_its_checkpoint():
-    options = {"rewards": ["clap"], "ddpo__keep_by": "emopia", "ddpo__average": 2}
-    last, best = (small(**options, ddpo__keep=keep) for keep in ("last", "best"))
-    measured = costs.Costs(adapter=9, judges={"clap": costs.Part(1.0, 0.2, 20), "emopia": costs.Part(2.0, 0.4, 25)})
-    without, with_it = (costs.stages(params, measured)["train@clap"] for params in (last, best))
-    clips = 2 * 8  # rounds, and clips in each
-    assert with_it.seconds - without.seconds == pytest.approx(2.0 + clips * 0.4)
-    assert with_it.memory - without.memory == 25
-    assert (without.disk, with_it.disk) == (5 * 9, 6 * 9)
-
-
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.44, "0.4 s"), (61, "61 s"), (95, "1.6 min"), (3000, "50 min"), (9000, "2.5 h"), (200_000, "2.3 days")],

@@ -445,12 +445,12 @@ def test_fetch_copies_all_members_of_a_shipped_ensemble_and_their_checksums(tmp_
     (source / "manifest.json").unlink()
     (source / "manifest.json").write_text(json.dumps(checksums(source)))
     monkeypatch.setitem(SHIPPED, "mini", source)
-    fetching.fetch_reward("emopia", tmp_path, small(emopia__members=2, emopia__combine="min"))
+    fetching.fetch_reward("emopia", tmp_path, small(emopia__members=2, emopia__windows="paper"))
     folder = tmp_path / "rewards" / "emopia"
     names = ["hparams.yaml", "model-2.safetensors", "model-3.safetensors", "model.safetensors", "settings.json"]
     assert sorted(json.loads((folder / "manifest.json").read_text())["weights"]) == names
     judge = load_reward("emopia", tmp_path, CPU)
-    assert (len(judge.networks), judge.combine) == (2, "min")
+    assert (len(judge.networks), judge.windows) == (2, "paper")
     (folder / "model-2.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="altered"):
         load_reward("emopia", tmp_path, CPU)

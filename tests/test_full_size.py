@@ -70,7 +70,7 @@ def work(dtypes: list[torch.dtype]) -> dict:
             sampled.x = paths.x
             for step in range(STEPS):
                 sampled.log_prob[:, step] = policy.log_prob(sampled, step).detach()
-        learnt = update(policy, optimizer, [[(sampled, torch.ones(1))]], params.trained_steps, params.ddpo)
+        learnt = update(policy, optimizer, [[(sampled, torch.ones(1))]], [params.trained_steps], params.ddpo)
         gradients.append(optimizer.gradient)
         report["updates"].append(vars(learnt))
         report["unchanged"] = checksum(generator.unet) == before

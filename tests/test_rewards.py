@@ -36,8 +36,6 @@ from music_ddpo.rewards.clap import Clap
 from music_ddpo.rewards.clap.hf import TransformersEncoder
 from music_ddpo.rewards.emopia import Emopia
 from music_ddpo.rewards.emopia.network import ShortChunkResNet
-from music_ddpo.rewards.emopia.reward import combined
-from music_ddpo.rewards.emopia.variants import versions
 from music_ddpo.rewards.mixture import Mixture
 from music_ddpo.weights.manifests import check_duration
 
@@ -295,7 +293,7 @@ def emopia_files(emopia, tmp_path):
     network = {k: v for k, v in SMALL.items() if k != "sample_rate"}
     layout = {"task": {"labels": ["Q1", "Q2", "Q3", "Q4"]}, "wav": {"sr": RATE, "input_length": 3}, "hparams": network}
     (folder / "hparams.yaml").write_text(yaml.safe_dump(layout))
-    (folder / "settings.json").write_text('{"windows": "paper", "members": 1, "combine": "mean", "variants": 1}')
+    (folder / "settings.json").write_text('{"windows": "paper", "members": 1}')
     (folder / "manifest.json").write_text('{"shortest_clip": 3.0}')
     return folder
 
@@ -344,110 +342,35 @@ def heard_by_hand(networks, clips):
         ]
 
 
-def value_by_hand(voters, true, how):
-    """The value of one clip from the voters' scores [voters][quadrants]."""
-    values = [scores[true] - max(scores) for scores in voters]
-    if how == "mean":
-        scores = [statistics.fmean(q) for q in zip(*voters, strict=True)]
-        return scores[true] - max(scores)
-    if how == "min":
-        return min(values)
-    return max(-1, statistics.fmean(values) - statistics.pstdev(values))
-
-
-@pytest.mark.parametrize("how", ["mean", "min", "mean_less_std"])
-def test_an_ensemble_combines_what_its_members_hear(members, how):
+def test_an_ensemble_scores_by_the_mean_of_its_members(members):
     clips = noise(4, 5)
-    judgement = Emopia(members, RATE, 3, CPU, "cover", how).score(clips, RATE, PROMPTS)
+    judgement = Emopia(members, RATE, 3, CPU, "cover").score(clips, RATE, PROMPTS)
     heard = heard_by_hand(members, clips)
     for i, prompt in enumerate(PROMPTS):
-        voters, true = [scores[i] for scores in heard], int(prompt.quadrant[1]) - 1
-        expected = value_by_hand(voters, true, how)
+        true = int(prompt.quadrant[1]) - 1
+        mean = [statistics.fmean(q) for q in zip(*(scores[i] for scores in heard), strict=True)]
+        expected = mean[true] - max(mean)
         assert judgement.value[i].item() == judgement.margin[i].item() == pytest.approx(expected, abs=1e-6)
-        mean = [statistics.fmean(q) for q in zip(*voters, strict=True)]
         assert [judgement.details[f"score_Q{q}"][i].item() for q in (1, 2, 3, 4)] == pytest.approx(mean, abs=1e-6)
         assert judgement.predicted[i] == f"Q{mean.index(max(mean)) + 1}"
         assert judgement.correct[i] == (mean.index(max(mean)) == true)
     assert len({scores.index(max(scores)) for member in heard for scores in member}) > 1  # they do not always agree
 
 
-def test_the_ways_to_combine_differ_by_what_the_formulas_say():
-    # three voters, two clips of Q1: their values are (0, -0.5, -0.1) and (-1, -1, 0)
-    scores = torch.tensor(
-        [
-            [[0.9, 0.1, 0.2, 0.3], [0.0, 1.0, 0.0, 0.0]],
-            [[0.3, 0.8, 0.1, 0.1], [0.0, 0.0, 1.0, 0.0]],
-            [[0.5, 0.6, 0.4, 0.2], [1.0, 0.0, 0.0, 0.0]],
-        ]
-    )
-    first = torch.tensor([0, 0])
-    assert combined(scores, first, "min").tolist() == pytest.approx([-0.5, -1])
-    assert combined(scores, first, "mean").tolist() == pytest.approx([0, 0])  # of 1.7 and 1.5; of three equal ones
-    less = [-0.2 - (0.14 / 3) ** 0.5, -1]  # (0.2**2 + 0.3**2 + 0.1**2) / 3; the second would be -2/3 - 0.471
-    assert combined(scores, first, "mean_less_std").tolist() == pytest.approx(less)
-
-
-@pytest.mark.parametrize("how", ["mean", "min", "mean_less_std"])
-def test_identical_members_judge_as_one(members, how):
+def test_identical_members_judge_as_one(members):
     clips = noise(4, 5)
-    one, two = (Emopia(members[:1] * n, RATE, 3, CPU, "cover", how).score(clips, RATE, PROMPTS) for n in (1, 2))
+    one, two = (Emopia(members[:1] * n, RATE, 3, CPU, "cover").score(clips, RATE, PROMPTS) for n in (1, 2))
     assert torch.equal(columns(one), columns(two))
     assert one.predicted == two.predicted
-
-
-def test_the_versions_of_a_clip_are_the_same_every_time_and_do_not_depend_on_other_clips():
-    clips = noise(4, 5)
-    heard = versions(clips, 4)
-    assert heard.shape == (4, *clips.shape)
-    assert torch.equal(heard[0], clips)
-    torch.testing.assert_close(versions(clips[2:3], 4), heard[:, 2:3], atol=1e-6, rtol=0)
-    torch.testing.assert_close(versions(clips, 2), heard[:2], atol=0, rtol=0)  # more versions change none of the first
-
-
-def test_a_version_changes_pitch_gain_and_noise_within_the_documented_limits():
-    tone = 0.3 * torch.sin(2 * torch.pi * 1000 * torch.arange(5 * RATE) / RATE)[None]
-    found = versions(tone, 24)[1:, 0]
-    power = torch.fft.rfft(found * torch.hann_window(5 * RATE)).abs() ** 2
-    pitch = power.argmax(1) / 5  # Hz
-    semitones = 12 * (pitch / 1000).log2()
-    gain = 20 * (found.square().mean(1) / tone.square().mean()).sqrt().log10()
-    assert semitones.abs().max() < 0.75
-    assert semitones.std() > 0.2
-    assert gain.abs().max() < 3.1
-    assert gain.std() > 0.5
-    near = (torch.arange(power.shape[1])[None] / 5 - pitch[:, None]).abs() < 100
-    noise_to_tone = 10 * ((power * ~near).sum(1) / power.sum(1)).log10()
-    assert (noise_to_tone > -55).all()
-    assert (noise_to_tone < -25).all()
-
-
-@pytest.mark.parametrize("how", ["mean", "min"])
-def test_each_version_that_a_member_hears_is_a_voter(members, how):
-    clips = noise(4, 5)
-    judge = Emopia(members[:2], RATE, 3, CPU, "cover", how, variants=3)
-    found = judge.score(clips, RATE, PROMPTS)
-    voters = [scores for version in versions(clips, 3) for scores in heard_by_hand(members[:2], version)]
-    for i in range(4):
-        expected = value_by_hand([scores[i] for scores in voters], int(PROMPTS[i].quadrant[1]) - 1, how)
-        assert found.value[i].item() == pytest.approx(expected, abs=1e-6)
-    assert torch.equal(columns(found), columns(judge.score(clips, RATE, PROMPTS)))
-    alone = judge.score(clips[1:2], RATE, PROMPTS[1:2])
-    torch.testing.assert_close(columns(alone)[:, 0], columns(found)[:, 1], atol=1e-6, rtol=0)
-
-
-def test_a_clip_of_exactly_one_window_has_versions_too(members):
-    judge = Emopia(members[:1], RATE, 3, CPU, "paper", variants=8)
-    assert columns(judge.score(noise(4, 3), RATE, PROMPTS)).isfinite().all()
 
 
 def test_an_ensemble_loads_from_its_folder(members, emopia_files, tmp_path):
     for number in (2, 3):
         save_file(members[number - 1].state_dict(), emopia_files / f"model-{number}.safetensors")
-    choices = {"windows": "cover", "members": 3, "combine": "min", "variants": 2}
-    (emopia_files / "settings.json").write_text(json.dumps(choices))
+    (emopia_files / "settings.json").write_text('{"windows": "cover", "members": 3}')
     clips = noise(4, 5)
     found = finding.load_reward("emopia", tmp_path, CPU).score(clips, RATE, PROMPTS)
-    expected = Emopia(members, RATE, 3, CPU, "cover", "min", 2).score(clips, RATE, PROMPTS)
+    expected = Emopia(members, RATE, 3, CPU, "cover").score(clips, RATE, PROMPTS)
     assert torch.equal(columns(found), columns(expected))
 
 

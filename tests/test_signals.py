@@ -15,9 +15,8 @@ from music_ddpo.machine import signals
 ROUNDS = {"ddpo__rounds": 5, "duration": 3}
 
 
-@pytest.mark.parametrize("options", [{"ddpo__average": 2}, {"ddpo__average": 2, "ddpo__keep": "best"}])
-def test_a_training_that_is_really_killed_by_each_signal_in_turn_ends_with_the_bit_identical_adapter(stages, options):
-    set_params(stages, **ROUNDS | options)
+def test_a_training_that_is_really_killed_by_each_signal_in_turn_ends_with_the_bit_identical_adapter(stages):
+    set_params(stages, **ROUNDS, ddpo__timesteps="random 2")
     assert run_stage(stages, "train", "emopia")[0].code == 0
     expected = trained(stages)
     files = [stages / name for name in ("plots/train/emopia.csv", "metrics/train/emopia.json")]

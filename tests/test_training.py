@@ -6,10 +6,7 @@ import os
 import sys
 import warnings
 from copy import deepcopy
-from dataclasses import replace
-from types import SimpleNamespace
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -19,24 +16,11 @@ from helpers.project import PROJECT, execution, prompts_of, run, small
 from music_ddpo.core.errors import UserError
 from music_ddpo.core.randomness import random_generator
 from music_ddpo.model import adapter
-from music_ddpo.rewards.base import Judgement
 from music_ddpo.training import checkpoint, loop, record, setup
 from music_ddpo.training.ddpo import Learnt
 
 
-class Opinions:
-    """A judge with a given opinion of the clips of each round."""
-
-    def __init__(self, run: checkpoint.Run, scores: list[float]):
-        self.run, self.scores = run, scores
-
-    def score(self, waveforms, sample_rate, prompts) -> Judgement:
-        return Judgement(torch.full((len(waveforms),), self.scores[self.run.rounds_done]))
-
-
-def train(
-    models, folder, batch: int = 8, stop_after: int | None = None, opinions: list[float] | None = None, **changes
-):
+def train(models, folder, batch: int = 8, stop_after: int | None = None, **changes):
     """A tiny training with the EMOPIA reward: the adapter's parameters and the rounds."""
     params = small(**{"duration": 3} | changes)
     generator = deepcopy(models[0])
@@ -53,8 +37,7 @@ def train(
                 raise KeyboardInterrupt
 
         run.finish = finish_and_stop
-    judge = Opinions(run, opinions) if opinions else None
-    loop.train(policy, models[1], prompts_of(params), params, 0, chosen, run, judge)
+    loop.train(policy, models[1], prompts_of(params), params, 0, chosen, run)
     return [p.detach().clone() for p in adapter.parameters(generator)], run.rounds
 
 
@@ -111,20 +94,25 @@ def test_a_training_that_stops_after_each_round_in_turn_ends_with_the_same_bits(
     assert same(train(models, tmp_path, ddpo__rounds=3), three_rounds)
 
 
-def test_with_an_average_and_a_judge_that_keeps_the_best_round_it_ends_with_the_same_bits_too(
-    models, three_rounds, tmp_path
-):
-    options = {"ddpo__rounds": 3, "ddpo__average": 2, "ddpo__keep": "best", "opinions": [0.25, 0.5, 0.75]}
+def test_with_random_steps_it_ends_with_the_same_bits_too(models, three_rounds, tmp_path):
+    options = {"ddpo__rounds": 3, "ddpo__timesteps": "random 2"}
     whole = train(models, tmp_path / "whole", **options)
     for rounds in (1, 2):
         with pytest.raises(KeyboardInterrupt):
             train(models, tmp_path, **options, stop_after=rounds)
     assert same(train(models, tmp_path, **options), whole)
-    assert not any(torch.equal(a, b) for a, b in zip(whole[0], three_rounds[0], strict=True))  # not the last one
-    assert [r.kept_by for r in whole[1]] == options["opinions"]
-    assert [replace(r, kept_by=None) for r in whole[1]] == three_rounds[1]  # what is kept changes nothing in training
-    curve = pd.read_csv(tmp_path / "curve.csv")
-    np.testing.assert_allclose(curve[curve["series"] == "kept by"]["reward"], options["opinions"])
+    assert not any(torch.equal(a, b) for a, b in zip(whole[0], three_rounds[0], strict=True))
+
+
+def test_random_steps_differ_between_updates_and_rounds_and_not_between_runs():
+    params = small(steps=19, ddpo__timesteps="random 5", ddpo__updates_per_round=4)
+    drawn = [loop.steps_of_round(params, seed, round) for seed in (1, 2) for round in range(3)]
+    assert all(len(set(steps)) == 5 and set(steps) < set(range(19)) for updates in drawn for steps in updates)
+    assert len({tuple(steps) for updates in drawn for steps in updates}) == 2 * 3 * 4
+    assert drawn[0] == loop.steps_of_round(params, 1, 0)
+    whole = small(steps=19, ddpo__timesteps="random 100%", ddpo__updates_per_round=4)
+    (first, *_) = loop.steps_of_round(whole, 1, 0)
+    assert sorted(first) == list(range(19)) != first
 
 
 def test_group_relative_advantages_are_those_of_a_window_that_is_not_longer_than_the_round(
@@ -135,45 +123,6 @@ def test_group_relative_advantages_are_those_of_a_window_that_is_not_longer_than
     assert same(group, window)
     assert group[1][0] == three_rounds[1][0]
     assert group[1][1] != three_rounds[1][1]  # whose window has the first round too
-
-
-@pytest.mark.parametrize(
-    ("average", "scores", "kept"),
-    [
-        (1, None, [3]),
-        (2, None, [2, 3]),
-        (1, [0.1, 0.3, 0.2], [1]),
-        (1, [0.1, 0.3, 0.3], [1]),
-        (2, [0.1, 0.2, 0.3], [1, 2]),
-        (3, [-0.3, -0.1, -0.2], [0, 1]),
-        (3, [0.3, 0.1, 0.2], [0]),
-    ],
-)
-@pytest.mark.parametrize("stop_after", [None, 1, 2])
-def test_the_saved_adapter_is_the_mean_up_to_the_last_round_or_to_the_one_that_was_sampled_best(
-    average, scores, kept, stop_after, tmp_path
-):
-    states = torch.randn(4, 5, generator=random_generator(0, "states"))  # of a new adapter, and after each round
-
-    def begin() -> checkpoint.Run:
-        parameter = torch.nn.Parameter(states[0].clone())
-        progress = SimpleNamespace(finished=lambda _: None)
-        optimizer, files = torch.optim.AdamW([parameter]), (tmp_path / "checkpoint.pt", tmp_path / "curve.csv")
-        return checkpoint.Run([parameter], optimizer, {}, *files, progress, average)
-
-    run = begin()
-    for i, round in enumerate(rounds_of(torch.zeros(3, 4))):
-        if i == stop_after:
-            run = begin()
-        run.parameters[0].data.copy_(states[i + 1])
-        round.kept_by = scores and scores[i]
-        run.finish(round)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        run.keep()
-    np.testing.assert_allclose(run.parameters[0].detach(), states[kept].numpy().mean(0, dtype=np.float64), rtol=1e-6)
-    assert [("the saved adapter changes nothing" in str(w.message)) for w in caught] == [True] * (kept == [0])
-    assert record.summary(run.rounds, 0).get("rounds_kept") == (kept[-1] if scores else None)
 
 
 def test_another_batch_continues_from_the_checkpoint(models, three_rounds, tmp_path):
@@ -188,7 +137,7 @@ def test_another_batch_continues_from_the_checkpoint(models, three_rounds, tmp_p
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        ({"ddpo__learning_rate": 0.001}, r"another ddpo.learning_rate \(0.015, now 0.001\)"),
+        ({"ddpo__learning_rate": 0.001}, r"another ddpo.learning_rate \(0.0075, now 0.001\)"),
         ("other weights", "its checksum is wrong"),
         (b"no checkpoint", "not a readable checkpoint"),
         (torch.zeros(3), "not a readable checkpoint"),

@@ -1,4 +1,4 @@
-"""The command `music-ddpo`: clips from prompts, a check before a training, the explanation of params.yaml."""
+"""The command `music-ddpo`: clips from prompts, a check before a training, experiments compared, params explained."""
 
 from __future__ import annotations
 
@@ -145,6 +145,42 @@ def doctor(train: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(report.content(), indent=2, allow_nan=False))
     sys.exit(report.broken)
+
+
+@main.command()
+@click.argument("experiments", nargs=-1, metavar="EXP...")
+@click.option("--all", "everything", is_flag=True, help="Compare all finished experiments of this repository.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also draw the changes with their intervals, as SVG.",
+)
+def compare(experiments: tuple[str, ...], everything: bool, plot: Path | None) -> None:
+    """Compares finished DVC experiments: a table in Markdown, grouped by what was changed.
+
+    EXP is the name of an experiment or any git revision (HEAD: the committed run). Experiments that differ in the seed
+    only are one group, with the mean and an interval over its seeds.
+
+    \b
+    music-ddpo compare --all --plot comparison.svg
+    """  # noqa: D301
+    if everything == bool(experiments):
+        raise click.UsageError("name experiments, or use --all.")
+    from music_ddpo.core.files import write_text
+    from music_ddpo.measuring import comparison  # late: they import dvc and scipy
+    from music_ddpo.measuring import experiments as results
+
+    try:
+        chosen = results.read_all() if everything else results.read(experiments)
+        if not chosen:
+            raise UserError("no finished experiment can be compared; `dvc exp run -S key=value` runs one.")
+        found = comparison.groups(chosen)
+        click.echo(comparison.table(found))
+        if plot is not None:
+            write_text(plot, comparison.picture(found))
+    except UserError as error:
+        raise click.ClickException(str(error)) from error
 
 
 @main.command()

@@ -32,7 +32,7 @@ from tokenizers import ByteLevelBPETokenizer
 from torch import nn
 from transformers import GPT2Model, RobertaConfig, RobertaForMaskedLM, RobertaModel, RobertaTokenizer, T5Tokenizer
 
-from music_ddpo.core.params import DDPOParams, EmopiaParams, Params, WeightParams
+from music_ddpo.core.params import EmopiaParams, Params, WeightParams
 from music_ddpo.model.loading import MODELS
 from music_ddpo.rewards.emopia.network import ShortChunkResNet
 from music_ddpo.rewards.preference.head import PreferenceHead
@@ -267,11 +267,8 @@ def preference_head(path: Path, prefix: str = "net") -> None:
 
 def asked(model: str, weights: WeightParams, judges: Sequence[str] = (), members: int = 1) -> Params:
     """Params with what `fetch` reads."""
-    emopia = EmopiaParams(windows="cover", members=members, combine="mean", variants=1)
-    ddpo = DDPOParams.model_construct(keep_by="held_out")
-    return Params.model_construct(
-        model=model, weights=weights, judges=list(judges), mixtures={}, emopia=emopia, ddpo=ddpo
-    )
+    emopia = EmopiaParams(windows="cover", members=members)
+    return Params.model_construct(model=model, weights=weights, judges=list(judges), mixtures={}, emopia=emopia)
 
 
 MUSIC = "cvssp/audioldm2-music"

@@ -53,7 +53,7 @@ Limit = Annotated[float, Field(gt=0, le=1e9)]  # of something that is clipped; 1
 PositiveOrAuto = Annotated[Any, _number_or("auto", int, least=1, most=100_000)]
 
 
-TIMESTEPS = "all|(first|last) ([1-9][0-9]{0,3}|[1-9][0-9]?%)"
+TIMESTEPS = "all|(first|last|random) ([1-9][0-9]{0,3}|[1-9][0-9]?%|100%)"
 DEVICES = r"auto|cpu|mps|cuda(:[0-9]{1,3})?"
 
 
@@ -141,12 +141,10 @@ class DDPOParams(Group):
     clip_range: Annotated[Any, _number_or("auto", float, above=0, most=1e9)]
     advantage_clip: Limit
     advantage_window: Positive
+    advantage_minimum: int = Field(ge=2, le=100_000)
     max_gradient_norm: Limit
     advantages: Literal["window", "group"]
     kl: Annotated[Any, _number_or("auto", float, least=0, most=1e6)]
-    average: Positive
-    keep: Literal["last", "best"]
-    keep_by: str
 
     @field_validator("timesteps")
     @classmethod
@@ -154,7 +152,7 @@ class DDPOParams(Group):
         """The choice of steps can be parsed."""
         if not re.fullmatch(f"auto|{TIMESTEPS}", timesteps):
             raise ValueError(
-                'must be "auto", "all", "first N" or "last N", where N is a number of steps or a percentage'
+                'must be "auto", "all", "first N", "last N" or "random N", where N is a number of steps or a percentage'
             )
         return timesteps
 
@@ -169,16 +167,14 @@ class DDPOParams(Group):
         return self
 
     @model_validator(mode="after")
-    def average_has_rounds(self) -> DDPOParams:
-        """There are as many rounds as are averaged."""
-        if self.rounds != "auto" and self.average > self.rounds:
-            raise ValueError(f"ddpo.average: {self.average} must be at most ddpo.rounds, which is {self.rounds}")
+    def minimum_can_be_reached(self) -> DDPOParams:
+        """A prompt's rewards can become as many as its statistics need."""
+        if self.advantage_minimum > self.advantage_window:
+            raise ValueError(
+                f"ddpo.advantage_minimum: {self.advantage_minimum} must be at most ddpo.advantage_window, which is "
+                f"{self.advantage_window}"
+            )
         return self
-
-    @property
-    def keepers(self) -> list[str]:
-        """The judge that chooses the round whose adapter is saved, if one does."""
-        return [self.keep_by] if self.keep == "best" else []
 
 
 class LoRAParams(Group):
@@ -203,8 +199,6 @@ class EmopiaParams(Group):
 
     windows: Literal["paper", "cover"]
     members: PositiveOrAuto
-    combine: Literal["mean", "min", "mean_less_std"]
-    variants: int = Field(ge=1, le=64)
 
 
 class ClapWeights(Group):
@@ -316,52 +310,52 @@ class Params(Group):
                 raise ValueError(f"{key}: {name!r} judges only; no adapter may be trained with it")
 
     @model_validator(mode="after")
-    def kept_by_another_judge(self) -> Params:
-        """The judge that chooses a round is known, and no adapter is trained with it."""
-        name, known = self.ddpo.keep_by, known_rewards()
-        if name not in known:
-            raise ValueError(f"ddpo.keep_by: {quoted(name)} is not among {', '.join(known)}{did_you_mean(name, known)}")
-        for reward in self.rewards:
-            if self.ddpo.keep == "best" and name in self.mixtures.get(reward, [reward]):
-                raise ValueError(
-                    f"ddpo.keep_by: {name!r} is in the reward {reward!r} of `rewards`, so it cannot tell whether that "
-                    "reward is exploited; use a judge that no adapter is trained with"
-                )
-        return self
-
-    @model_validator(mode="after")
     def timesteps_fit(self) -> Params:
         """There are as many steps as are to be trained."""
-        if self.ddpo.timesteps != "auto" and len(self.trained_steps) > self.steps:
+        if self.ddpo.timesteps != "auto" and self.steps_of_an_update > self.steps:
             raise ValueError(f"ddpo.timesteps: {self.ddpo.timesteps!r} is more than steps, which is {self.steps}")
         return self
 
     @model_validator(mode="after")
     def prompts_have_clips(self) -> Params:
-        """Each prompt gets clips in the evaluation, and two or more in a round: a single one has no advantage."""
-        emotions, instruments = len(self.prompts.emotions), len(self.prompts.instruments)
-        clips, trajectories = self.evaluation.clips_per_emotion, self.ddpo.trajectories_per_round
+        """Each prompt gets clips in the evaluation, and two or more in a round if it is compared with these only."""
+        clips, instruments = self.evaluation.clips_per_emotion, len(self.prompts.instruments)
         if clips < instruments:
             raise ValueError(
                 f"evaluation.clips_per_emotion: {clips} leave some of the {instruments} instruments without a clip; "
                 f"set it to {instruments} or more"
             )
-        if isinstance(trajectories, int) and trajectories < 2 * emotions * instruments:
-            raise ValueError(
-                f"ddpo.trajectories_per_round: {trajectories} are fewer than two for each of the "
-                f"{emotions * instruments} prompts ({emotions} emotions, {instruments} instruments); set it to "
-                f"{2 * emotions * instruments} or more, or use fewer prompts"
-            )
+        if self.few_trajectories and self.ddpo.advantages == "group":
+            raise ValueError(f"{self.few_trajectories}, or `ddpo.advantages: window`")
         return self
 
     @property
+    def few_trajectories(self) -> str:
+        """What is said of a round with fewer than two trajectories of each prompt; empty if there are enough."""
+        emotions, instruments = len(self.prompts.emotions), len(self.prompts.instruments)
+        trajectories, enough = self.ddpo.trajectories_per_round, 2 * emotions * instruments
+        if trajectories == "auto" or trajectories >= enough:
+            return ""
+        return (
+            f"ddpo.trajectories_per_round: {trajectories} are fewer than two for each of the {enough // 2} prompts "
+            f"({emotions} emotions, {instruments} instruments); set it to {enough} or more, or use fewer prompts"
+        )
+
+    @property
     def trained_steps(self) -> range:
-        """Indices of the denoising steps that are trained; step 0 is the noisiest (paper 5.2.4)."""
-        which, _, share = self.ddpo.timesteps.partition(" ")
-        if which == "all":
+        """Indices of the denoising steps that can be trained; step 0 is the noisiest (paper 5.2.4)."""
+        which, count = self.ddpo.timesteps.split(" ")[0], self.steps_of_an_update
+        if which in ("all", "random"):
             return range(self.steps)
-        count = math.ceil(self.steps * int(share[:-1]) / 100) if share.endswith("%") else int(share)
         return range(count) if which == "first" else range(self.steps - count, self.steps)
+
+    @property
+    def steps_of_an_update(self) -> int:
+        """How many of them one update trains."""
+        _, _, share = self.ddpo.timesteps.partition(" ")
+        if share.endswith("%"):
+            return math.ceil(self.steps * int(share[:-1]) / 100)
+        return int(share) if share else self.steps
 
     def settled(self) -> Params:
         """The same with a value in place of every `auto` that depends on the model; `ValueError` if they do not fit."""

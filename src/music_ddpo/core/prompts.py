@@ -11,14 +11,22 @@ from music_ddpo.core.errors import UserError, quoted
 QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
 
 # The quadrants of Russell's valence-arousal plane in EMOPIA's order (Hung et al., 2021). The first word of each row is
-# one of the paper's four emotions; all sixteen words are its sixteen emotions.
+# one of the paper's four emotions; these sixteen are those that mini knows.
 EMOTIONS_OF_QUADRANT = {
     "Q1": ("happy", "joyful", "cheerful", "excited"),
     "Q2": ("angry", "furious", "tense", "aggressive"),
     "Q3": ("sad", "gloomy", "melancholic", "sorrowful"),
     "Q4": ("tender", "calm", "peaceful", "gentle"),
 }
-QUADRANT_OF_EMOTION = {emotion: q for q, emotions in EMOTIONS_OF_QUADRANT.items() for emotion in emotions}
+# The others of the sixteen in the paper's published code.
+MORE_EMOTIONS = {
+    "Q1": ("upbeat",),
+    "Q2": ("intense", "ferocious"),
+    "Q3": ("mournful", "somber"),
+    "Q4": ("soft", "soothing"),
+}
+KNOWN_EMOTIONS = {q: words + MORE_EMOTIONS[q] for q, words in EMOTIONS_OF_QUADRANT.items()}
+QUADRANT_OF_EMOTION = {emotion: q for q, emotions in KNOWN_EMOTIONS.items() for emotion in emotions}
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class Prompt:
 def quadrant_of(emotion: str) -> str:
     """The quadrant "Q1" to "Q4" of an emotion; `UserError` for an unknown word."""
     if emotion not in QUADRANT_OF_EMOTION:
-        known = "; ".join(f"{q}: {', '.join(words)}" for q, words in EMOTIONS_OF_QUADRANT.items())
+        known = "; ".join(f"{q}: {', '.join(words)}" for q, words in KNOWN_EMOTIONS.items())
         raise UserError(f"prompts.emotions: no quadrant is known for {quoted(emotion)}. Known emotions are {known}.")
     return QUADRANT_OF_EMOTION[emotion]
 

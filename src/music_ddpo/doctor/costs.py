@@ -114,7 +114,7 @@ def stages(params: Params, costs: Costs, processes: int = 1) -> dict[str, Need]:
     )
     needs = {"fetch": Need(None, 0, costs.weights), "baseline": generate, "score": judge}
     for reward in params.rewards:
-        parts = [costs.judges[part] for part in (*params.mixtures.get(reward, [reward]), *params.ddpo.keepers)]
+        parts = [costs.judges[part] for part in params.mixtures.get(reward, [reward])]
         one = sum(part.one for part in parts)
         working = costs.generator.kept + max(costs.learn, costs.sample) + costs.latents
         needs[f"train@{reward}"] = Need(
@@ -122,8 +122,7 @@ def stages(params: Params, costs: Costs, processes: int = 1) -> dict[str, Need]:
             + sum(part.load for part in parts)
             + estimate.seconds(params, costs.speed, one, processes=processes, exact=costs.exact),
             costs.base + sum(part.peak for part in parts) + max(costs.generator.peak, working),
-            # itself, and the checkpoint: latest weights, the best ones, and two moments of AdamW
-            (3 + params.ddpo.average + len(params.ddpo.keepers)) * costs.adapter,
+            4 * costs.adapter,  # itself, and the checkpoint: weights and two moments of AdamW
         )
         needs[f"generate@{reward}"], needs[f"evaluate@{reward}"] = generate, judge
     return needs

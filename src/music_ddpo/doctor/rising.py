@@ -66,7 +66,7 @@ def rises(
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     params, prompts = params.model_copy(update={"ddpo": small, "reward_form": "value"}), prompts[:PROMPTS]
-    progress = Progress("easy reward", ROUNDS, TRAJECTORIES * (params.steps + 1 + len(params.trained_steps)))
+    progress = Progress("easy reward", ROUNDS, TRAJECTORIES * (params.steps + 1 + params.steps_of_an_update))
     easy = Run(run.parameters, run.optimizer, {}, folder / "easy.pt", folder / "easy.csv", progress)
     before = _levels(policy, prompts, seed, execution)
     loop.train(policy, Loudness(), prompts, params, seed, execution, easy)

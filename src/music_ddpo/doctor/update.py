@@ -61,7 +61,7 @@ def ratio(policy: Policy, paths: Sequence[Trajectories], steps: range, ddpo: DDP
     whole = ddpo.model_copy(update={"trajectories_per_round": len(paths), "updates_per_round": 1})
     parameters = [p for p in policy.generator.unet.parameters() if p.requires_grad]
     with warnings.catch_warnings(action="ignore"):  # `raw` says it
-        learnt = update(policy, torch.optim.SGD(parameters, lr=0.0), [copies], steps, whole)
+        learnt = update(policy, torch.optim.SGD(parameters, lr=0.0), [copies], [steps], whole)
     text = f"first update: the ratio is 1 within {raw:.2g}, gradient norm {learnt.gradient_norm:.2g}"
     if not learnt.gradient_norm > 0:  # zero or NaN
         advice = "nothing would be learnt: check lora and ddpo in params.yaml, and compute.precision"

@@ -9,7 +9,7 @@ import re
 import yaml
 from huggingface_hub import ModelCardData
 
-from music_ddpo.core.params import SHIPPED, DDPOParams, Params
+from music_ddpo.core.params import SHIPPED, Params
 from music_ddpo.core.prompts import fill
 from music_ddpo.measuring.statistics import Estimate
 from music_ddpo.measuring.summary import LISTENER
@@ -55,7 +55,6 @@ def write(reward: str, params: Params, seed: int, weights: dict, training: dict,
         "clip range": f"{d.clip_range:g}",
         "KL penalty": f"{d.kl:g}",
         "advantages": f"{d.advantages}",
-        "adapter": _kept(d),
         "seed": f"{seed}",
         "mean reward, first and last quarter": f"{training['reward_first']:.3f}, {training['reward_last']:.3f}",
     }
@@ -106,12 +105,6 @@ def write(reward: str, params: Params, seed: int, weights: dict, training: dict,
         *_table({f"weights of {name}": source for name, source in sources.items()}),
     ]
     return f"---\n{yaml.safe_dump(data.to_dict(), sort_keys=False)}---\n\n" + "\n".join(lines) + "\n"
-
-
-def _kept(ddpo: DDPOParams) -> str:
-    if ddpo.keep == "best":
-        return f"of the round that {ddpo.keep_by} likes best"
-    return "of the last round" if ddpo.average == 1 else f"the average of the last {ddpo.average} rounds"
 
 
 def headline(reward: str, params: Params, accuracy: dict, seconds: float) -> dict[str, float | str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,3 +113,39 @@ def bootstrap(
     if np.ptp(found.bootstrap_distribution) < 1e-12:
         low = high = math.nan
     return Estimate(float(of_means(*columns)), low, high, len(columns[0]))
+
+
+def over_runs(
+    runs: Sequence[tuple[np.ndarray, ...]],
+    statistic: Callable[..., np.ndarray],
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> Estimate:
+    """The mean over runs of a statistic, with its percentile interval over runs and clips.
+
+    A two-stage bootstrap: runs are resampled first, then the clips of each drawn run. Of n runs n - 1 are drawn, so
+    that the variance between few runs is not underestimated (Rao and Wu, 1988, JASA 83:231). With a single run only its
+    clips are resampled, and the interval says nothing of other seeds.
+
+    Parameters
+    ----------
+    runs
+        The columns of each run, each float [clips], which stay paired.
+    statistic
+        Of the means of a run's columns, as in `bootstrap`.
+    """
+    random = np.random.default_rng(seed)
+    draws = max(1, len(runs) - 1)
+    chosen = random.integers(len(runs), size=(resamples, draws))
+    values = np.empty((resamples, draws))
+    for run, columns in enumerate(runs):
+        rows = np.nonzero(chosen == run)
+        clips = random.integers(len(columns[0]), size=(len(rows[0]), len(columns[0])))
+        values[rows] = statistic(*(column[clips].mean(1) for column in columns))
+    means = values.mean(1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    if np.ptp(means) < 1e-12:
+        low = high = math.nan
+    value = float(np.mean([statistic(*(column.mean() for column in columns)) for columns in runs]))
+    return Estimate(value, float(low), float(high), sum(len(columns[0]) for columns in runs))

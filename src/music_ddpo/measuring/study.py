@@ -66,7 +66,7 @@ class Study:
 
     def gain(self, judge: str, adapter: str, emotion: str | None = None) -> Estimate:
         """Trained minus original: the paired difference of a judge's headline number."""
-        before, after = self._paired(judge, adapter, emotion)
+        before, after = self.paired(judge, adapter, emotion)
         if self.judges[judge] == "accuracy":
             return paired_change(before, after, self.settings.confidence)
         return self._bootstrap((before, after), lambda before, after: after - before)
@@ -94,7 +94,7 @@ class Study:
         def share(before: np.ndarray, after: np.ndarray) -> np.ndarray:
             return (after - before) / np.maximum(real - before, 1e-9)
 
-        return self._bootstrap(self._paired(judge, adapter, None), share)
+        return self._bootstrap(self.paired(judge, adapter, None), share)
 
     def trained_with(self) -> list[tuple[str, list[str]]]:
         """Each adapter with the rewards that it was trained with."""
@@ -129,7 +129,8 @@ class Study:
         rows = table if emotion is None else table[table["emotion"] == emotion]
         return rows[f"{judge}_{column}"].to_numpy(float)
 
-    def _paired(self, judge: str, adapter: str, emotion: str | None) -> tuple[np.ndarray, np.ndarray]:
+    def paired(self, judge: str, adapter: str, emotion: str | None) -> tuple[np.ndarray, np.ndarray]:
+        """What a judge's headline number is the mean of, for each clip [clips]: original and trained."""
         before, after = (self._values(self.table(a), judge, emotion) for a in (None, adapter))
         return before, after
 

@@ -37,9 +37,8 @@ def fetch(params: Params, target: Path) -> dict[str, str]:
         source = folder if folder.is_dir() else source
         pipelines.check(source, params.weights.revision)
     remove(target / "rewards")
-    listening = [*params.judges, params.ddpo.keep_by]  # `train` depends on that one, whatever `ddpo.keep` is
-    needed = [need for name in listening for need in reward_class(name).needs]
-    came = {name: fetch_reward(name, target, params) for name in dict.fromkeys([*needed, *listening])}
+    needed = [need for name in params.judges for need in reward_class(name).needs]
+    came = {name: fetch_reward(name, target, params) for name in dict.fromkeys([*needed, *params.judges])}
     for name, parts in params.mixtures.items():
         if set(parts) <= set(params.judges):
             write_mixture(name, parts, target)

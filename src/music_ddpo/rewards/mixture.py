@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -38,11 +37,6 @@ class Mixture(Reward):
         self.forms = tuple(  # type: ignore[misc]
             form for form in parts[0][0].forms if all(form in part.forms for part, _ in parts)
         )
-
-    @classmethod
-    def load(cls, models: Path, device: torch.device) -> Reward:
-        """Not used: `finding.load_reward` loads the parts."""
-        raise NotImplementedError
 
     def judge(self, waveforms: torch.Tensor, sample_rate: int, prompts: Sequence[Prompt]) -> Judgement:
         """Judges waveforms [batch, samples] with each part."""

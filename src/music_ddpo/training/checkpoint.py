@@ -21,7 +21,7 @@ from music_ddpo.core.files import checksums, whole, write_text
 from music_ddpo.core.params import Params
 from music_ddpo.machine import processes
 from music_ddpo.training.progress import Progress
-from music_ddpo.training.record import Round, best, reward_curve
+from music_ddpo.training.record import Round, reward_curve
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -40,8 +40,6 @@ class Run:
         same; otherwise it is kept beside the new one, and a warning says which key differs.
     checkpoint, curve
         The files that are written after every round. Process 0 writes them.
-    average
-        How many of the latest weights the saved adapter is the mean of.
 
     Attributes
     ----------
@@ -49,11 +47,6 @@ class Run:
         The latest rewards of each prompt, by its index.
     rounds
         The record of each finished round.
-    latest
-        The adapter's weights after each of the latest rounds, `average` at most; before the first round it has those
-        of the new adapter.
-    best
-        The mean of what was the latest when the best round was sampled (see `record.best`), or None.
     """
 
     def __init__(
@@ -64,7 +57,6 @@ class Run:
         checkpoint: Path,
         curve: Path,
         progress: Progress,
-        average: int = 1,
     ):
         self.parameters = parameters
         self.optimizer = optimizer
@@ -74,9 +66,6 @@ class Run:
         self.progress = progress
         self.history: dict[int, list[float]] = {}
         self.rounds: list[Round] = []
-        self.average = average
-        self.latest = [self._weights()]
-        self.best: list[torch.Tensor] | None = None
         saved = processes.broadcast(read(checkpoint, identity) if processes.is_main() else None)
         if saved is not None:
             self._restore(saved)
@@ -89,23 +78,10 @@ class Run:
     def finish(self, round: Round) -> None:
         """Records a finished round and writes checkpoint and reward curve, each completely or not at all."""
         self.rounds.append(round)
-        if best(self.rounds) == round.round:
-            self.best = _mean(self.latest)  # the weights that its clips were sampled with, before its updates
-        self.latest = [*self.latest, self._weights()][-self.average :]
         if processes.is_main():
             self.write()
             write_text(self.curve, reward_curve(self.rounds).to_csv(index=False))
         self.progress.finished(round)
-
-    def keep(self) -> None:
-        """Gives the adapter the weights that are to be saved, after the last round."""
-        if best(self.rounds) == 0 and processes.is_main():
-            warnings.warn(
-                "ddpo.keep: the judge likes the clips of the first round best, which were sampled before any update, "
-                "so the saved adapter changes nothing; use a smaller ddpo.learning_rate, a larger ddpo.kl, or `last`",
-                stacklevel=2,
-            )
-        self._set(_mean(self.latest) if self.best is None else self.best)
 
     def write(self) -> None:
         """Writes the checkpoint: the state, with its checksum."""
@@ -117,25 +93,16 @@ class Run:
 
     def _state(self) -> dict[str, Any]:
         return {
-            "parameters": self.latest[-1],
+            "parameters": [p.detach().cpu() for p in self.parameters],
             "optimizer": self.optimizer.state_dict(),
             "history": self.history,
             "rounds": [asdict(r) for r in self.rounds],
-            "latest": self.latest,
-            "best": self.best,
         }
 
-    def _weights(self) -> list[torch.Tensor]:
-        return [p.detach().cpu().clone() for p in self.parameters]
-
-    def _set(self, weights: list[torch.Tensor]) -> None:
-        with torch.no_grad():
-            for parameter, value in zip(self.parameters, weights, strict=True):
-                parameter.copy_(value)
-
     def _restore(self, saved: dict[str, Any]) -> None:
-        self._set(saved["parameters"])
-        self.latest, self.best = saved["latest"], saved["best"]
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, saved["parameters"], strict=True):
+                parameter.copy_(value)
         self.optimizer.load_state_dict(saved["optimizer"])
         self.history = saved["history"]
         self.rounds = [Round(**r) for r in saved["rounds"]]
@@ -149,18 +116,13 @@ def identity_of(params: Params, reward: str, seed: int, precision: torch.dtype, 
     Parameters
     ----------
     weights
-        Checksums of the files of the model, the reward, and the judge that chooses a round, if there is one.
+        Checksums of the files of the model and the reward.
     """
     keys = ("model", "duration", "steps", "guidance_scale", "prompts", "reward_form", "ddpo", "lora")
     content = {key: value for key, value in params.model_dump(mode="json").items() if key in keys}
     other = {"reward": reward, "seed": seed, "compute.precision": str(precision), "torch": str(torch.__version__)}
     code = {name: checksums(PACKAGE / name, "*.py") for name in ("core", "model", "training")}
     return _flat(content | other | {"weights": weights, "code": code})
-
-
-def _mean(states: list[list[torch.Tensor]]) -> list[torch.Tensor]:
-    """The mean of each weight, summed in float64: that of a single state is exactly that state."""
-    return [torch.stack(x).double().mean(0).to(x[0].dtype) for x in zip(*states, strict=True)]
 
 
 def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:

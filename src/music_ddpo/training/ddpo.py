@@ -39,8 +39,9 @@ Minibatch = Sequence[tuple[Trajectories, torch.Tensor]]  # clips sampled togethe
 
 
 def advantages(
-    rewards: torch.Tensor, prompt: torch.Tensor, history: dict[int, list[float]], window: int, clip: float
-) -> torch.Tensor:
+    rewards: torch.Tensor, prompt: torch.Tensor, history: dict[int, list[float]], window: int, clip: float,
+    minimum: int = 2,
+) -> torch.Tensor:  # fmt: skip
     """The reward of each clip minus the mean for its prompt, in standard deviations, clamped to +- `clip`.
 
     Parameters
@@ -52,20 +53,21 @@ def advantages(
         round may be as small as one clip (the paper's batch size), and still has a baseline. An empty history gives
         group-relative advantages, as in GRPO (Shao et al., 2024, arXiv 2402.03300): a clip is compared with the clips
         of the same prompt in the same round.
+    minimum
+        For a prompt with fewer rewards so far, those of all prompts in this round are the baseline.
 
     Returns
     -------
-    float32 [clips]. For a prompt with only one reward so far, the rewards of all prompts are the baseline.
+    float32 [clips].
     """
     for index, reward in zip(prompt.tolist(), rewards.tolist(), strict=True):
         history.setdefault(index, []).append(reward)
     for index in history:
         latest = max(window, int((prompt == index).sum()))
         history[index] = history[index][-latest:]
-    everything = [r for values in history.values() for r in values]
     result = torch.empty(len(rewards))
     for i, index in enumerate(prompt.tolist()):
-        values = history[index] if len(history[index]) > 1 else everything
+        values = history[index] if len(history[index]) >= minimum else rewards.tolist()
         baseline = torch.tensor(values, dtype=torch.float64)
         # With a deviation below 1e-4 the rewards are practically equal, and their order is noise.
         result[i] = (float(rewards[i]) - baseline.mean()) / (baseline.std(correction=0) + 1e-4)
@@ -107,7 +109,7 @@ def update(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
     minibatches: Sequence[Minibatch],
-    steps: range,
+    steps: Sequence[Sequence[int]],
     ddpo: DDPOParams,
     progress: Callable[[int], object] = lambda count: None,
 ) -> Learnt:
@@ -122,19 +124,19 @@ def update(
     minibatches
         The trajectories of this process, each group with its advantages.
     steps
-        Which denoising steps to train; step 0 is the noisiest.
+        Which denoising steps each minibatch trains, equally many for all; step 0 is the noisiest.
     progress
         Called with the number of clips after each portion.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    actions = ddpo.trajectories_per_round // ddpo.updates_per_round * len(steps)  # of a minibatch, in all processes
+    actions = ddpo.trajectories_per_round // ddpo.updates_per_round * len(steps[0])  # of a minibatch, in all processes
     device = policy.generator.device
     clipped, kl, norm = torch.zeros((), device=device), torch.zeros((), device=device), 0.0
     divergence = kl_to_base = torch.zeros((), device=device)  # from the base model
     ratio_error: float | None = None
-    for minibatch in minibatches:
+    for minibatch, trained in zip(minibatches, steps, strict=True):
         for paths, advantage in minibatch:
-            for t in steps:
+            for t in trained:
                 if ddpo.kl > 0:
                     log_p, divergence = policy.log_prob_and_kl(paths, t)
                 else:
@@ -169,7 +171,7 @@ def _check_ratio(
     paths: Trajectories,
     t: int,
     minibatches: Sequence[Minibatch],
-    steps: range,
+    steps: Sequence[Sequence[int]],
 ) -> float:
     """The largest |ratio - 1| of the first portion; if it is not 0, all old log-probabilities are computed again."""
 
@@ -182,7 +184,8 @@ def _check_ratio(
             "old log-probabilities are computed again with gradients in every round, which takes longer",
             stacklevel=2,
         )
-        for sampled, _ in (group for minibatch in minibatches for group in minibatch):
-            for step in steps:
-                sampled.log_prob[:, step] = policy.log_prob(sampled, step).detach().cpu()
+        for minibatch, trained in zip(minibatches, steps, strict=True):
+            for sampled, _ in minibatch:
+                for step in trained:
+                    sampled.log_prob[:, step] = policy.log_prob(sampled, step).detach().cpu()
     return error()

@@ -47,7 +47,7 @@ def seconds(
     Parameters
     ----------
     speed, judge
-        Measured seconds for one clip; `judge` is for the reward, and for the judge that chooses a round.
+        Measured seconds for one clip; `judge` is for the reward.
     rounds
         That are left; all by default.
     processes
@@ -57,7 +57,7 @@ def seconds(
     """
     clips = ceil(params.ddpo.trajectories_per_round / processes)
     again = (0.0 if exact else speed.denoise) + (speed.denoise if params.ddpo.kl > 0 else 0.0)
-    trained = len(params.trained_steps) * (speed.learn + again)
+    trained = params.steps_of_an_update * (speed.learn + again)
     one = params.steps * speed.denoise + speed.decode + judge + trained
     return (params.ddpo.rounds if rounds is None else rounds) * clips * one
 
@@ -95,9 +95,8 @@ def judge_seconds(judge: Reward, waveforms: torch.Tensor, sample_rate: int, prom
 
 
 def announcement(
-    policy: Policy, reward: Reward, prompts: Sequence[Prompt], params: Params, execution: Execution, done: int,
-    judge: Reward | None = None,
-) -> str:  # fmt: skip
+    policy: Policy, reward: Reward, prompts: Sequence[Prompt], params: Params, execution: Execution, done: int
+) -> str:
     """One line: what the rounds after the first `done` will take. It measures each part once, without random numbers.
 
     The memory is the most that has been in use so far, after one step of each kind, and the latents of a round.
@@ -108,8 +107,7 @@ def announcement(
         decode = decode_seconds(policy, decode_batch)
         waveforms = policy.decode(torch.zeros(decode_batch, *policy.shape))
         asked = [prompts[i % len(prompts)] for i in range(decode_batch)]
-        judges = [reward, judge] if judge else [reward]
-        heard = sum(judge_seconds(each, waveforms, policy.sample_rate, asked) for each in judges)
+        heard = judge_seconds(reward, waveforms, policy.sample_rate, asked)
     speed = Speed(denoise, learn, decode)
     rounds = params.ddpo.rounds - done
     total = seconds(params, speed, heard, rounds, processes.size())

@@ -23,18 +23,12 @@ from music_ddpo.training.record import Round, rise
 
 def train(
     policy: Policy, reward: Reward, prompts: Sequence[Prompt], params: Params, seed: int, execution: Execution,
-    run: Run, judge: Reward | None = None,
+    run: Run,
 ) -> None:  # fmt: skip
     """Raises the reward of the policy's clips, round by round.
 
     A round is a transaction: it depends only on what `run` has saved (adapter, optimizer, reward history) and on seeded
     noise, so a round that was interrupted is simply done again.
-
-    Parameters
-    ----------
-    judge
-        Listens to the clips of each round too; the adapter that sampled those which it likes best is kept. Without it
-        the last one is.
     """
     ddpo, form = params.ddpo, params.reward_form
     groups = own_clips(ddpo, execution.batch)
@@ -49,14 +43,15 @@ def train(
                 noise = [random_generator(seed, "train", round, clip) for clip in clips]
                 paths[clips] = policy.sample(prompt[clips.start : clips.stop], noise, progress.sampled)
             # score: r(x_0, c)
-            rewards, judged, kept_by = score(
-                policy, reward, judge, paths, asked, form, execution.decode_batch, progress.scored
-            )
+            rewards, judged = score(policy, reward, paths, asked, form, execution.decode_batch, progress.scored)
             history = run.history if ddpo.advantages == "window" else {}
-            advantage = advantages(rewards, prompt, history, ddpo.advantage_window, ddpo.advantage_clip)
+            advantage = advantages(
+                rewards, prompt, history, ddpo.advantage_window, ddpo.advantage_clip, ddpo.advantage_minimum
+            )
             # learn: section 4.2
             minibatches = [[(paths[c], advantage[c.start : c.stop]) for c in group] for group in groups]
-            learnt = update(policy, run.optimizer, minibatches, params.trained_steps, ddpo, progress.learnt)
+            steps = steps_of_round(params, seed, round)
+            learnt = update(policy, run.optimizer, minibatches, steps, ddpo, progress.learnt)
         finite = all(p.isfinite().all() for p in run.parameters)
         if not (math.isfinite(learnt.gradient_norm) and finite):
             what = "the adapter's weights are not finite" if not finite else "the gradient's norm is not finite"
@@ -64,10 +59,9 @@ def train(
                 f"training diverged: {what} in round {round + 1}; use a smaller ddpo.learning_rate, "
                 "ddpo.weight_decay, lora.alpha or guidance_scale. The rounds before are kept."
             )
-        run.finish(Round.of(round, rewards, judged, asked, processes.gather([learnt]), kept_by))
+        run.finish(Round.of(round, rewards, judged, asked, processes.gather([learnt])))
         if round + 1 == max(4, ddpo.rounds // 4):
             warn_if_flat(run.rounds)
-    run.keep()
 
 
 def warn_if_flat(rounds: Sequence[Round]) -> None:
@@ -93,15 +87,21 @@ def own_clips(ddpo: DDPOParams, batch: int) -> list[list[range]]:
     ]
 
 
-def score(
-    policy: Policy, reward: Reward, judge: Reward | None, paths: dict[range, Trajectories], asked: Sequence[Prompt],
-    form: str, batch: int, progress: Callable[[int], object],
-) -> tuple[torch.Tensor, torch.Tensor, float | None]:  # fmt: skip
-    """The reward of each clip of the round, of all processes, float32 [clips], and whether it could be judged.
+def steps_of_round(params: Params, seed: int, round: int) -> list[list[int]]:
+    """The denoising steps that each update of a round trains; drawn anew for each with `ddpo.timesteps: random N`."""
+    updates, steps = params.ddpo.updates_per_round, list(params.trained_steps)
+    if not params.ddpo.timesteps.startswith("random"):
+        return [steps] * updates
+    noise = (random_generator(seed, "timesteps", round, update) for update in range(updates))
+    return [torch.randperm(len(steps), generator=each)[: params.steps_of_an_update].tolist() for each in noise]
 
-    And the mean of the value that `judge` gives these clips, if there is one.
-    """
-    rows: list[tuple[int, float, bool, float]] = []
+
+def score(
+    policy: Policy, reward: Reward, paths: dict[range, Trajectories], asked: Sequence[Prompt], form: str, batch: int,
+    progress: Callable[[int], object],
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """The reward of each clip of the round, of all processes, float32 [clips], and whether it could be judged."""
+    rows: list[tuple[int, float, bool]] = []
     clips = [clip for group in paths for clip in group]
     x_0 = [latents for path in paths.values() for latents in path.x[:, -1]]
     for part in portions(range(len(clips)), batch):
@@ -109,9 +109,8 @@ def score(
             waveforms = policy.decode(torch.stack([x_0[i] for i in part]))
             prompts = [asked[clips[i]] for i in part]
             heard = reward.score(waveforms, policy.sample_rate, prompts)
-            other = judge.score(waveforms, policy.sample_rate, prompts) if judge else heard
-        columns = (heard.reward(form), heard.judged, other.value)
+        columns = (heard.reward(form), heard.judged)
         rows += zip((clips[i] for i in part), *(x.tolist() for x in columns), strict=True)
         progress(len(part))
-    _, rewards, judged, values = zip(*sorted(processes.gather(rows)), strict=True)
-    return torch.tensor(rewards), torch.tensor(judged), sum(values) / len(values) if judge else None
+    _, rewards, judged = zip(*sorted(processes.gather(rows)), strict=True)
+    return torch.tensor(rewards), torch.tensor(judged)

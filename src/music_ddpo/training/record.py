@@ -27,8 +27,6 @@ class Round:
         Clips that could not be judged.
     clip_fraction, kl, gradient_norm, ratio_error, kl_to_base
         See `ddpo.Learnt`; of all processes.
-    kept_by
-        Mean score of the clips by the judge `ddpo.keep_by`; None if it does not listen.
     """
 
     round: int
@@ -42,12 +40,11 @@ class Round:
     gradient_norm: float
     ratio_error: float
     kl_to_base: float
-    kept_by: float | None
 
     @classmethod
     def of(
         cls, round: int, rewards: torch.Tensor, judged: torch.Tensor, asked: Sequence[Prompt],
-        learnt: Sequence[Learnt], kept_by: float | None = None,
+        learnt: Sequence[Learnt],
     ) -> Round:  # fmt: skip
         """Puts together the rewards of all clips, what was asked for, and what each process learnt."""
         emotions = [p.emotion for p in asked]
@@ -66,7 +63,6 @@ class Round:
             gradient_norm=learnt[0].gradient_norm,
             ratio_error=max(x.ratio_error for x in learnt),
             kl_to_base=sum(x.kl_to_base for x in learnt),
-            kept_by=kept_by,
         )
 
 
@@ -81,31 +77,20 @@ def rise(rounds: Sequence[Round]) -> tuple[float, float]:
     return float(weight @ reward), float(((weight * noise) ** 2).sum() ** 0.5)
 
 
-def best(rounds: Sequence[Round]) -> int | None:
-    """Index of the round whose clips `ddpo.keep_by` likes best, the first of equals; None if it does not listen."""
-    scores = [r.kept_by for r in rounds if r.kept_by is not None]
-    return scores.index(max(scores)) if scores else None
-
-
 def reward_curve(rounds: Sequence[Round]) -> pd.DataFrame:
-    """One row for each round and series ("all", then each emotion), for "all" with a band of one deviation.
-
-    If `ddpo.keep_by` listens, its mean score is one more series, "kept by".
-    """
+    """One row for each round and series ("all", then each emotion), for "all" with a band of one deviation."""
     rows: list[dict[str, object]] = []
     for r in rounds:
         row = {"round": r.round + 1, "series": "all", "reward": r.reward}
         rows.append(row | {"low": r.reward - r.reward_std, "high": r.reward + r.reward_std})
         rows += [{"round": r.round + 1, "series": e, "reward": reward} for e, reward in r.by_emotion.items()]
-        rows += [{"round": r.round + 1, "series": "kept by", "reward": r.kept_by}] if r.kept_by is not None else []
     return pd.DataFrame(rows, columns=["round", "series", "reward", "low", "high"]).round(6)
 
 
 def summary(rounds: Sequence[Round], seed: int) -> dict[str, float]:
     """The closing numbers of a training; `first` and `last` are means over a quarter of its rounds.
 
-    With a KL penalty also the mean of the last quarter, and with `ddpo.keep: best` the score and the number of rounds
-    of the adapter that is kept.
+    With a KL penalty also the mean divergence of the last quarter.
     """
     quarter = max(1, len(rounds) // 4)
 
@@ -125,7 +110,4 @@ def summary(rounds: Sequence[Round], seed: int) -> dict[str, float]:
     }
     if any(r.kl_to_base for r in rounds):
         numbers["kl_to_base_last"] = float(f"{sum(r.kl_to_base for r in rounds[-quarter:]) / quarter:.4g}")
-    kept = best(rounds)
-    if kept is not None:
-        numbers |= {"rounds_kept": kept, "kept_by": mean("kept_by", rounds[kept : kept + 1])}
     return numbers

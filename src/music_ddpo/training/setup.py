@@ -40,7 +40,7 @@ def prepare(
     checkpoint, curve
         The files that are written after every round.
     weights
-        Checksums of the files of the model, the reward, and the judge that chooses a round, if there is one.
+        Checksums of the files of the model and the reward.
 
     Raises
     ------
@@ -69,7 +69,7 @@ def prepare(
         betas=(ddpo.adam_betas[0], ddpo.adam_betas[1]),
         weight_decay=ddpo.weight_decay,
     )
-    work = len(processes.own(clips)) * ddpo.updates_per_round * (params.steps + 1 + len(params.trained_steps))
+    work = len(processes.own(clips)) * ddpo.updates_per_round * (params.steps + 1 + params.steps_of_an_update)
     progress = Progress(f"train {reward}", ddpo.rounds, work)
     identity = identity_of(params, reward, seed, generator.dtype, weights)
-    return policy, Run(parameters, optimizer, identity, checkpoint, curve, progress, ddpo.average)
+    return policy, Run(parameters, optimizer, identity, checkpoint, curve, progress)

@@ -18,7 +18,6 @@ from music_ddpo.core.prompts import QUADRANTS, Prompt
 from music_ddpo.core.tensors import require_finite
 from music_ddpo.rewards.base import Judgement, Reward
 from music_ddpo.rewards.emopia.network import MEMBER, PART, SETTINGS, WEIGHTS, ShortChunkResNet
-from music_ddpo.rewards.emopia.variants import versions
 from music_ddpo.weights import shipped
 from music_ddpo.weights.manifests import WAY_OUT
 from music_ddpo.weights.sources import SHIPPED
@@ -33,11 +32,8 @@ class Emopia(Reward):
     The windows are consecutive whole ones, as in the paper (one for 5 s, three for 10 s: the rest is not heard), or as
     many as cover the clip, evenly spaced (two for 5 s, four for 10 s): `emopia.windows` of params.yaml.
 
-    A voter is a member of the ensemble that hears a version of the clip; there are members x variants voters, and by
-    default one. The value of a voter is its score of the prompt's quadrant minus its highest score, in [-1, 0].
-    `value` and `margin` combine the voters (`emopia.combine`): the value of their mean scores (`mean`), the lowest of
-    their values (`min`), or the mean of their values minus the standard deviation, but at least -1 (`mean_less_std`).
-    The predicted quadrant is always the one with the highest mean score.
+    The scores of the ensemble are the mean over its members. `value` and `margin` are the score of the prompt's
+    quadrant minus the highest score, in [-1, 0]; the predicted quadrant is the one with the highest score.
 
     Parameters
     ----------
@@ -45,8 +41,8 @@ class Emopia(Reward):
         The members, at least one.
     sample_rate, window
         Of what they hear: Hz, seconds.
-    windows, combine, variants
-        As in the group `emopia` of params.yaml.
+    windows
+        `emopia.windows` of params.yaml.
     """
 
     name = "emopia"
@@ -62,15 +58,11 @@ class Emopia(Reward):
         window: float,
         device: torch.device,
         windows: str,
-        combine: str = "mean",
-        variants: int = 1,
     ):
         self.networks = [network.to(device).eval().requires_grad_(False) for network in networks]
         self.sample_rate = sample_rate
         self.window = window
         self.windows = windows
-        self.combine = combine
-        self.variants = variants
         self.device = device
 
     @classmethod
@@ -106,8 +98,6 @@ class Emopia(Reward):
         device: torch.device,
         windows: str,
         members: int = 1,
-        combine: str = "mean",
-        variants: int = 1,
     ) -> Emopia:
         """Loads the first members in a folder and the settings beside them; `UserError` if there are fewer."""
         settings = read_hparams(folder)
@@ -117,7 +107,7 @@ class Emopia(Reward):
             network.load_state_dict(load_file(path))
             require_finite(network, path, WAY_OUT)
             networks.append(network)
-        return cls(networks, settings.wav.sr, settings.wav.input_length, device, windows, combine, variants)
+        return cls(networks, settings.wav.sr, settings.wav.input_length, device, windows)
 
     @classmethod
     def shortest_clip(cls, folder: Path) -> float:
@@ -126,20 +116,18 @@ class Emopia(Reward):
 
     @torch.no_grad()
     def judge(self, waveforms: torch.Tensor, sample_rate: int, prompts: Sequence[Prompt]) -> Judgement:
-        """Judges waveforms [batch, samples]: each member hears all windows of all versions in one batch."""
+        """Judges waveforms [batch, samples]: each member hears all windows in one batch."""
         length = round(self.window * self.sample_rate)
         sound = resample(waveforms.to(self.device), sample_rate, self.sample_rate)
         if sound.shape[1] < length:
             seconds = waveforms.shape[1] / sample_rate
             raise UserError(f"duration: {seconds:g} s is too short for reward 'emopia'; it needs {self.window:g} s.")
-        heard = versions(sound, self.variants)
-        cut = consecutive(heard, length) if self.windows == "paper" else cover(heard, length)
-        spectrogram = self.networks[0].spectrogram(cut.flatten(0, 2))  # the same for all: they share `hparams.yaml`
-        scores = torch.stack([network.classify(spectrogram).sigmoid() for network in self.networks])
-        voters = scores.view(-1, *cut.shape[1:3], 4).mean(2).cpu()
+        cut = consecutive(sound, length) if self.windows == "paper" else cover(sound, length)
+        spectrogram = self.networks[0].spectrogram(cut.flatten(0, 1))  # the same for all: they share `hparams.yaml`
+        members = torch.stack([network.classify(spectrogram).sigmoid() for network in self.networks])
+        scores = members.view(-1, *cut.shape[:2], 4).mean(2).cpu().mean(0)
         target = torch.tensor([QUADRANTS.index(p.quadrant) for p in prompts])
-        value = combined(voters, target, self.combine)
-        scores = voters.mean(0)
+        value = scores.gather(1, target[:, None])[:, 0] - scores.amax(1)
         predicted = scores.argmax(1)
         return Judgement(
             value=value,
@@ -148,27 +136,6 @@ class Emopia(Reward):
             correct=(predicted == target).float(),
             details={f"score_{q}": scores[:, i] for i, q in enumerate(QUADRANTS)},
         )
-
-
-def combined(scores: torch.Tensor, target: torch.Tensor, how: str) -> torch.Tensor:
-    """The value of each clip, [batch], in [-1, 0].
-
-    Parameters
-    ----------
-    scores
-        Of each voter for each clip and quadrant, in [0, 1]; [voters, batch, 4].
-    target
-        The quadrant of each clip's prompt, as an index; [batch].
-    how
-        `emopia.combine` of params.yaml: "mean", "min" or "mean_less_std". The deviation is that of the voters
-        themselves, not an estimate for others, so it is 0 for one voter.
-    """
-    if how == "mean":
-        scores = scores.mean(0, keepdim=True)
-    values = scores.gather(2, target.expand(len(scores), -1)[..., None])[..., 0] - scores.amax(2)
-    if how == "mean_less_std":
-        return (values.mean(0) - values.std(0, correction=0)).clamp(min=Emopia.lowest)
-    return values.amin(0)  # of "mean" there is only one
 
 
 def member_files(folder: Path, members: int) -> list[Path]:

@@ -1,0 +1,136 @@
+"""Switches the faults of the published code on, one by one and all together: python paper/faults.py --jobs 2.
+
+Each setting is trained with each choice of faults and three seeds, by the code of the stages with the wrappers of
+paper/published.py. And the entries of the catalogue whose training the paper reports as failed are trained with all
+faults. Each result is kept in paper/runs/; what is there is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import published
+from catalogue import PROJECT, RUNS, entries
+from records import write
+
+from music_ddpo.core.files import read_json
+from music_ddpo.core.params import Params
+from music_ddpo.core.prompts import make_prompts
+from music_ddpo.machine.batches import choose
+from music_ddpo.measuring import clips, judging
+from music_ddpo.measuring.experiments import Experiment
+from music_ddpo.measuring.study import Study
+from music_ddpo.model import adapter
+from music_ddpo.model.audioldm2 import Generator
+from music_ddpo.rewards import fetching
+from music_ddpo.rewards.finding import load_reward
+from music_ddpo.training import loop, setup
+from music_ddpo.weights.manifests import check_pipeline
+
+sys.path.append(str(PROJECT / "benchmarks"))
+from trials import Job, in_processes
+
+SEEDS = (777, 1, 2)
+NONE, ALL = "none", "all"
+PAPER = {"ddpo.timesteps": "all", "ddpo.kl": 0.0, "emopia.members": 1, "emopia.windows": "paper"}
+MANY = next(e for e in entries("6-ten-instruments")).changes
+SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "clap-one-prompt": ("clap", PAPER | {"prompts.emotions": ["sad"], "evaluation.clips_per_emotion": 100}),
+    "clap-four-prompts": ("clap", PAPER),
+    "clap-many-prompts": ("clap", PAPER | {k: v for k, v in MANY.items() if k != "steps"}),
+    "emopia-four-prompts": ("emopia", PAPER),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Faulty(Job):
+    """A job with faults of `published.FAULTS`."""
+
+    faults: tuple[str, ...] = ()
+
+    @property
+    def record(self) -> Path:
+        """The file that keeps its result."""
+        return RUNS / f"{self.setting.replace(' ', '-')}.json"
+
+
+def jobs() -> list[Faulty]:
+    """Each setting with each choice of faults, then the paper's failures with all of them."""
+    found = []
+    for name, (reward, changes) in SETTINGS.items():
+        single = [fault for fault in published.FAULTS if fault != "speed" or reward == "clap"]
+        for choice in (NONE, *single, ALL):
+            faults = {NONE: (), ALL: tuple(published.FAULTS)}.get(choice, (choice,))
+            found += [Faulty(f"fault-{name}-{choice}-seed-{s}", reward, s, changes, faults=faults) for s in SEEDS]
+    for entry in entries():
+        if entry.trains is False:
+            every = tuple(published.FAULTS)
+            found += [
+                Faulty(f"{entry.run(seed).name}-published", entry.reward, seed, entry.changes, faults=every)
+                for seed in entry.seeds[: len(SEEDS)]
+            ]
+    return found
+
+
+def train_and_judge(job: Faulty) -> Experiment:
+    """What the stages do, with the faults of the job."""
+    os.chdir(PROJECT)
+    assert job.reward is not None
+    with tempfile.TemporaryDirectory() as scratch, published.training(job.faults), published.evaluation(job.faults):
+        folder = Path(scratch)
+        models = folder / "models"
+        params = published.prompts(job.params, job.faults, published.TRAINING_TEMPLATE)
+        fetching.fetch(params, models)
+        execution = choose(params.compute)
+        reward = load_reward(job.reward, models, execution.device)
+        if "speed" in job.faults and job.reward == "clap":
+            published.at_speed(reward, published.TRAINING_SPEED)
+        generator = Generator.load(check_pipeline(models), execution.device, execution.dtype)
+        prompts = make_prompts(params.prompts.template, params.prompts.emotions, params.prompts.instruments)
+        files = (folder / "checkpoint.pt", folder / "curve.csv")
+        policy, run = setup.prepare(generator, job.reward, prompts, params, job.seed, execution, *files, {})
+        policy = published.FaultyPolicy(policy, job.faults)
+        loop.train(policy, reward, prompts, params, job.seed, execution, run)
+        adapter.save(generator, folder / "adapter")
+        params = published.prompts(job.params, job.faults, published.EVALUATION_TEMPLATE)
+        other = job.seed + 1000 if "seed" in job.faults else job.seed  # of the noise of the clips after training
+        original = _judged(params, job.seed, models, folder / "original", None)
+        trained = _judged(params, other, models, folder / "trained", folder / "adapter")
+    study = Study(original, {job.reward: trained}, {job.reward: [job.reward]}, {}, params.evaluation, job.seed)
+    return Experiment(job.setting, params, job.seed, study, {job.reward: [r.reward for r in run.rounds]})
+
+
+def _judged(params: Params, seed: int, models: Path, folder: Path, adapter_folder: Path | None) -> Any:
+    clips.generate(params, seed, models, folder, folder.name, adapter_folder)
+    return judging.judge(folder, params, models, choose(params.compute))
+
+
+def main() -> None:
+    """Runs what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only jobs whose name contains one of these")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, each with one thread")
+    options = parser.parse_args()
+    chosen = [job for job in jobs() if not options.names or any(name in job.setting for name in options.names)]
+    todo = [job for job in chosen if not _kept(job)]
+    print(f"{len(chosen)} trainings, {len(todo)} to do, {options.jobs} at a time", flush=True)
+    for job, experiment in in_processes(todo, train_and_judge, options.jobs):
+        write(job.record, experiment, _settings(job))  # type: ignore[attr-defined]
+
+
+def _settings(job: Faulty) -> dict[str, Any]:
+    return job.changes | {"seed": job.seed, "faults": list(job.faults)}
+
+
+def _kept(job: Faulty) -> bool:
+    return job.record.is_file() and read_json(job.record)["changes"] == _settings(job)
+
+
+if __name__ == "__main__":
+    main()

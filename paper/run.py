@@ -1,0 +1,152 @@
+"""Runs the paper's experiments as DVC experiments: make paper [FIGURE=5] [JOBS=2] [MODEL=audioldm2-music].
+
+What has finished is kept in paper/runs/ and is not run again. An interrupted run goes on: finished stages come from
+DVC's cache, a training from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+from catalogue import PROJECT, Run, entries
+from dvc.repo import Repo
+from records import write
+from tqdm import tqdm
+
+from music_ddpo.core.errors import UserError
+from music_ddpo.core.files import read_json
+from music_ddpo.machine import batches
+from music_ddpo.measuring import experiments
+from music_ddpo.model.audioldm2 import Generator
+from music_ddpo.model.policy import Policy
+from music_ddpo.training import estimate
+from music_ddpo.weights.manifests import check_pipeline
+
+MODELS = Path("models")
+POLL = 5  # seconds
+
+
+@click.command(help=__doc__)
+@click.option("--figure", metavar="NAME", help="Only this figure, table or entry of paper/catalogue.yaml.")
+@click.option("--model", default="mini", show_default=True, help="The value of `model` in params.yaml.")
+@click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Experiments at a time.")
+@click.option("--seeds", type=click.IntRange(min=1), help="Only the first seeds of each entry.")
+@click.option("--dry", is_flag=True, help="Only say what would run, and how long it takes.")
+def main(figure: str | None, model: str, jobs: int, seeds: int | None, dry: bool) -> None:
+    """Queues what is missing, works it off, and keeps what has finished."""
+    os.chdir(PROJECT)
+    try:
+        runs = [entry.run(seed, model) for entry in entries(figure or None) for seed in entry.seeds[:seeds]]
+        collect(runs)
+        todo = [run for run in runs if not kept(run)]
+        click.echo(f"{len(runs)} experiments, {len(runs) - len(todo)} have finished")
+        if not todo:
+            return
+        each = seconds(todo, jobs)
+        total = sum(each.values()) / jobs
+        click.echo(f"{len(todo)} to run, {jobs} at a time: about {estimate.duration(total)} on this machine")
+        for run in todo:
+            click.echo(f"  {run.name}: {run.entry.tests} ({estimate.duration(each[run])})")
+        if not dry:
+            work_off(todo, each, jobs)
+    except UserError as error:
+        sys.exit(f"Error: {error}")
+
+
+def kept(run: Run) -> bool:
+    """Whether its results are in paper/runs/, made with the same changes of params.yaml."""
+    return run.record.is_file() and read_json(run.record)["changes"] == run.changes
+
+
+def collect(runs: Sequence[Run]) -> list[Run]:
+    """Keeps the results of the DVC experiments that have finished since; returns them."""
+    finished = experiments.known()
+    new = [run for run in runs if run.name in finished and not kept(run)]
+    for run in new:
+        (experiment,) = experiments.read([run.name])
+        write(run.record, experiment, run.changes)
+    return new
+
+
+def seconds(runs: Sequence[Run], jobs: int) -> dict[Run, float]:
+    """How long each experiment takes with its share of the cores, from the speed of one step, measured now.
+
+    The time of a step is taken as proportional to the duration, and to the number of passes that guidance needs.
+    """
+    base = runs[0].params
+    execution = batches.choose(base.compute)
+    pipeline = check_pipeline(MODELS)
+    generator = Generator.load(pipeline, execution.device, execution.dtype)
+    policy = Policy(generator, ["music"], "", 2, base.duration, base.guidance_scale)
+    execution.fit(lambda clips: policy.trial(clips).sum(), 8, policy.generator.unet)
+    step, decode = (f(policy, execution.batch) for f in (estimate.denoise_seconds, estimate.decode_seconds))
+    heard = decode * max(1, len(base.judges))
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "stages/check.py"], check=True, capture_output=True)
+    start = (time.perf_counter() - started) * 13  # stages of a study with one reward
+    passes = 1 if base.guidance_scale == 1 else 2
+    found = {}
+    for run in runs:
+        params = run.params
+        longer = params.duration / base.duration
+        one = step * longer * (1 if params.guidance_scale == 1 else 2) / passes
+        speed = estimate.Speed(one, 3 * one, decode * longer)
+        clips = 2 * len(params.prompts.emotions) * params.evaluation.clips_per_emotion
+        judged = clips * (params.steps * one + (decode + heard) * longer)
+        found[run] = start + (estimate.seconds(params, speed, decode * longer) + judged) * _slower(jobs, execution)
+    return found
+
+
+def _slower(jobs: int, execution: Any) -> float:
+    """By how much a single experiment is slower beside others: on a CPU they share the cores."""
+    return jobs if execution.device.type == "cpu" else 1
+
+
+def work_off(todo: Sequence[Run], each: dict[Run, float], jobs: int) -> None:
+    """Queues the experiments, starts the workers, and follows them to the end."""
+    repo: Any = Repo()
+    queue = repo.experiments.celery_queue
+    if not queue.worker_status():  # what an interrupted run has left cannot go on by itself
+        subprocess.run(["dvc", "queue", "remove", "--all"], check=False, capture_output=True)
+    waiting = {task["name"] for task in queue.status() if task["status"] in ("Queued", "Running")}
+    for run in todo:
+        if run.name not in waiting:
+            command = ["dvc", "exp", "run", "--queue", "--name", run.name, *run.options]
+            queued = subprocess.run(command, check=False, capture_output=True, text=True)
+            if queued.returncode:
+                raise UserError(f"{run.name}: cannot be queued: {queued.stderr.strip() or queued.stdout.strip()}")
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
+    silence: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(["dvc", "queue", "start", "-j", str(jobs)], check=True, env=os.environ | threads, **silence)
+    click.echo("They run in the background: Ctrl-C leaves them running, `dvc queue stop --kill` ends them.")
+    left = list(todo)
+    failed: list[Run] = []
+    started, total, done = time.perf_counter(), sum(each.values()), 0.0
+    while left:
+        time.sleep(POLL)
+        ended = collect(left)
+        broken = {task["name"] for task in queue.status() if task["status"] == "Failed"}
+        failed += [run for run in left if run.name in broken]
+        for run in [run for run in left if run in ended or run in failed]:
+            left.remove(run)
+            done += each[run]
+            took = (time.perf_counter() - started) / done * (total - done)
+            told = f"failed: `dvc queue logs {run.name}` says why" if run in failed else "finished"
+            click.echo(f"[{len(todo) - len(left)}/{len(todo)}] {run.name} {told}, left: {tqdm.format_interval(took)}")
+        if left and not queue.worker_status():
+            raise UserError(f"the workers have ended with {len(left)} experiments left; run `make paper` again.")
+    if failed:
+        raise UserError(f"{len(failed)} experiments failed; the others are kept. `make paper` repeats them.")
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        main()

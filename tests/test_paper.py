@@ -1,0 +1,246 @@
+"""The catalogue of the paper's experiments, what is kept of them, their verdicts, and the published faults."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from helpers.project import CPU, LORA, MINI, PROJECT, load_generator, prompts_of, small, succeed
+from music_ddpo.core.errors import UserError
+from music_ddpo.core.randomness import random_generator
+from music_ddpo.measuring.comparison import Group
+from music_ddpo.measuring.experiments import Experiment
+from music_ddpo.measuring.study import Study
+from music_ddpo.model import adapter
+from music_ddpo.model.policy import Policy
+from music_ddpo.rewards.clap import Clap
+from music_ddpo.training import ddpo
+
+sys.path.append(str(PROJECT / "paper"))
+import catalogue
+import published
+import records
+import report
+
+sys.path.append(str(PROJECT / "stages"))
+
+
+def test_every_entry_has_valid_params_and_three_seeds_or_more():
+    entries = catalogue.entries()
+    assert {"5-38-steps", "8-ten-seconds", "table2-clap-200-steps", "turned-emopia"} <= {e.name for e in entries}
+    for entry in entries:
+        assert len(set(entry.seeds)) >= report.ENOUGH
+        params = entry.run(entry.seeds[0]).params
+        assert params.rewards == [entry.reward]
+        assert entry.trains in (True, False, None)
+        succeed(PROJECT, "git", "check-ref-format", f"refs/exps/00/00/{entry.run(1, 'owner/name').name}")
+
+
+def test_the_budget_is_the_same_within_a_figure():
+    for figure in ("5", "6", "7", "8", "label", "turned"):
+        found = [entry.run(1).params.ddpo for entry in catalogue.entries(figure)]
+        assert len({(d.rounds * d.trajectories_per_round, d.updates_per_round) for d in found}) == 1
+
+
+def test_as_published_has_the_published_values():
+    (entry,) = catalogue.entries("published-clap")
+    params = entry.run(1).params
+    assert (params.guidance_scale, params.lora.targets, params.lora.rank) == (3.5, "all", 8)
+    d = params.ddpo
+    assert (d.trajectories_per_round, d.updates_per_round, params.steps) == (32, 32, 38)
+    assert (d.learning_rate, d.clip_range, d.kl, d.advantage_minimum, d.advantage_window) == (3e-4, 1e-4, 0, 16, 16)
+    assert (d.timesteps, params.steps_of_an_update) == ("random 100%", 38)
+
+
+def test_a_figure_that_is_not_there_names_those_that_are():
+    with pytest.raises(UserError, match=r"FIGURE: '9' is not in .* use 5, 6, 7, 8, table2, label, "):
+        catalogue.entries("9")
+
+
+def scores(right: list[int], similarity: list[float]) -> pd.DataFrame:
+    half = len(right) // 2
+    return pd.DataFrame(
+        {
+            "clip": [f"{i}.wav" for i in range(2 * half)], "emotion": ["happy", "sad"] * half, "instrument": "piano",
+            "quadrant": ["Q1", "Q3"] * half, "clap_headline": "similarity", "clap_value": similarity,
+            "emopia_headline": "accuracy", "emopia_value": [x - 1.0 for x in right], "emopia_correct": right,
+            "emopia_score_Q1": 0.5, "listener_headline": "accuracy", "listener_value": 0.5, "listener_correct": right,
+            "listener_instrument": 1,
+        }
+    )  # fmt: skip
+
+
+def experiment(seed: int, before: list[int], after: list[int]) -> Experiment:
+    params = small(rewards=["emopia"], judges=["emopia", "clap", "listener"], evaluation__bootstrap=300)
+    similarity = np.linspace(-0.5, 0.123, len(before)).round(3).tolist()
+    study = Study(
+        scores(before, similarity), {"emopia": scores(after, similarity)}, {"emopia": ["emopia"]}, {},
+        params.evaluation, seed,
+    )  # fmt: skip
+    return Experiment("name", params, seed, study, {"emopia": [-0.5, -0.25]})
+
+
+def test_a_record_has_what_the_statistics_need(tmp_path):
+    written = experiment(3, [0, 1] * 4, [1] * 8)
+    records.write(tmp_path / "run.json", written, {"seed": 3})
+    found = records.read(tmp_path / "run.json")
+    assert (found.name, found.seed, found.params, found.curves) == ("run", 3, written.params, written.curves)
+    for judge in ("clap", "emopia"):
+        for emotion in (None, "sad"):
+            assert found.study.gain(judge, "emopia", emotion) == written.study.gain(judge, "emopia", emotion)
+    assert json.loads((tmp_path / "run.json").read_text())["changes"] == {"seed": 3}
+
+
+NOTHING, RISES = ([0, 1] * 20, [0, 1] * 20), ([0] * 40, [1] * 30 + [0] * 10)
+
+
+@pytest.mark.parametrize(
+    ("trains", "correct", "faulty", "verdict"),
+    [
+        (True, [RISES] * 3, None, "reproduced"),
+        (True, [NOTHING] * 3, None, "not reproduced"),
+        (False, [NOTHING] * 3, None, "reproduced"),
+        (False, [RISES] * 3, None, "not reproduced"),
+        (False, [RISES] * 3, [NOTHING] * 3, "reproduced only with the published faults"),
+        (False, [RISES] * 3, [RISES] * 3, "not reproduced"),
+        (False, [RISES] * 3, [NOTHING] * 2, "not reproduced"),
+        (None, [RISES] * 3, None, "trained"),
+        (None, [NOTHING] * 3, None, "not trained"),
+        (True, [RISES] * 2, None, "fewer than 3 seeds"),
+        (True, None, None, "not run yet"),
+    ],
+)
+def test_verdicts(trains, correct, faulty, verdict):
+    (entry,) = catalogue.entries("8-ten-seconds")
+    groups = [
+        runs and Group("", "emopia", [experiment(seed, *run) for seed, run in enumerate(runs)])
+        for runs in (correct, faulty)
+    ]
+    result = report.Result(replace(entry, trains=trains), *groups)
+    assert result.verdict == verdict
+    assert verdict in report.table([result])
+
+
+# The published faults
+
+
+@pytest.fixture(scope="module")
+def policy():
+    params = small()
+    generator = load_generator()
+    adapter.add(generator, LORA, 0)
+    with torch.no_grad():
+        for parameter in adapter.parameters(generator):
+            parameter.normal_(0, 0.02, generator=torch.Generator().manual_seed(1))
+    texts = [p.text for p in prompts_of(params)]
+    return Policy(generator, texts, params.prompts.negative, 4, 5.0, 1.0)
+
+
+def sampled(policy: Policy, prompt: list[int]):
+    return policy.sample(torch.tensor(prompt), [random_generator(0, "faults", 0, i) for i in range(len(prompt))])
+
+
+@pytest.mark.parametrize("faults", [[], ["speed", "prompts", "seed"]])
+def test_without_a_fault_in_the_update_its_log_probabilities_are_those_of_sampling(policy, faults):
+    faulty = published.FaultyPolicy(policy, faults)
+    paths = sampled(faulty, [0, 1, 2])
+    assert torch.equal(paths.log_prob, sampled(policy, [0, 1, 2]).log_prob)
+    assert all(torch.equal(faulty.log_prob(paths, step), paths.log_prob[:, step]) for step in range(4))
+
+
+def test_the_conditions_of_the_last_prompt_are_right_for_its_own_clips_only(policy):
+    faulty = published.FaultyPolicy(policy, ["last prompt"])
+    sampled(faulty, [3, 3])
+    paths = sampled(faulty, [0, 1, 2, 2])
+    assert torch.equal(paths.x, sampled(policy, [0, 1, 2, 2]).x)  # sampling is right
+    log_prob = faulty.log_prob(paths, 1)
+    assert torch.equal(log_prob[2:], paths.log_prob[2:, 1])
+    assert (log_prob[:2] != paths.log_prob[:2, 1]).all()
+    wrong = replace(paths, prompt=torch.tensor([2, 2, 2, 2]))
+    assert torch.equal(log_prob, policy.log_prob(wrong, 1))
+
+
+def test_with_swapped_branches_the_update_has_the_states_of_the_negative_prompt(policy):
+    faulty = published.FaultyPolicy(policy, ["swapped"])
+    paths = sampled(faulty, [0, 1])
+    right = policy.conditioning
+    log_prob = faulty.log_prob(paths, 1)
+    assert (log_prob != paths.log_prob[:, 1]).all()
+    assert faulty.conditioning is right
+    by_hand = Policy.__new__(Policy)
+    by_hand.__dict__.update(policy.__dict__)
+    negative = torch.stack([right.states[:, 1], right.states[:, 0]], 1)
+    by_hand.conditioning = replace(right, states=negative)
+    assert torch.equal(log_prob, by_hand.log_prob(paths, 1))
+
+
+def test_an_update_keeps_the_old_log_probabilities_of_sampling_with_the_faults(policy):
+    params = small(ddpo__trajectories_per_round=8, ddpo__updates_per_round=1, ddpo__kl=0.0)
+    faulty = published.FaultyPolicy(policy, ["last prompt"])
+    paths = sampled(faulty, [0, 1, 2, 3, 0, 1, 2, 3])
+    old = paths.log_prob.clone()
+    parameters = [p for p in policy.generator.unet.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=0.0)
+    with published.training(["last prompt"]):
+        learnt = ddpo.update(faulty, optimizer, [[(paths, torch.ones(8))]], [range(4)], params.ddpo)
+    assert torch.equal(paths.log_prob, old)
+    assert learnt.ratio_error > 0
+    with pytest.warns(UserWarning, match="rounds differently"):  # without it, the project notices
+        ddpo.update(faulty, optimizer, [[(paths, torch.ones(8))]], [range(4)], params.ddpo)
+    assert not torch.equal(paths.log_prob, old)
+
+
+def test_a_judge_at_another_speed_hears_what_a_faster_clip_sounds_like():
+    reward = Clap.load(mini_models(), CPU)
+    time = torch.arange(5 * 16_000) / 16_000
+    slow, fast = (torch.sin(2 * torch.pi * frequency * time)[None] * 0.5 for frequency in (220.0, 660.0))
+    prompt = prompts_of(small())[:1]
+    expected = reward.score(fast[:, : len(time) // 3], 16_000, prompt).value
+    right = reward.score(slow, 16_000, prompt).value
+    found = published.at_speed(reward, 3.0).score(slow, 16_000, prompt).value
+    assert abs(found - expected) < abs(right - expected) / 5
+
+
+def mini_models() -> Path:
+    """A folder like `models`, in which `rewards` are the embedded ones."""
+    return MINI
+
+
+def test_the_published_evaluation_lets_only_clap_hear_another_speed(monkeypatch):
+    class Judge:
+        def judge(self, waveforms, sample_rate, prompts):
+            return sample_rate
+
+    monkeypatch.setattr(published.judging, "load_reward", lambda name, models, device: Judge())
+    for faults, rate in (["speed"], round(16_000 * 48 / 22.05)), (["prompts"], 16_000):
+        with published.evaluation(faults):
+            heard = [
+                published.judging.load_reward(name, Path(), CPU).judge(0, 16_000, []) for name in ("clap", "emopia")
+            ]
+        assert heard == [rate, 16_000]
+
+
+def test_the_prompts_of_training_and_evaluation_differ_only_with_that_fault():
+    params = small()
+    assert published.prompts(params, ["speed"], published.TRAINING_TEMPLATE) is params
+    texts = [
+        prompts_of(published.prompts(params, ["prompts"], template))[1].text
+        for template in (published.TRAINING_TEMPLATE, published.EVALUATION_TEMPLATE)
+    ]
+    assert texts == ["A recording of a angry piano solo,high quality", "A recording of an angry piano solo"]
+
+
+def test_a_queued_experiment_keeps_its_checkpoint_in_the_project():
+    from train import checkpoint_of
+
+    copy = Path("/project/.dvc/tmp/exps/tmpabc")
+    assert checkpoint_of("clap", copy, "fast") == Path("/project/.checkpoints/fast-train-clap.pt")
+    for folder, name in ((copy, None), (Path("/project"), "fast")):
+        assert checkpoint_of("clap", folder, name) == Path(".checkpoints/train-clap.pt")
