@@ -54,7 +54,7 @@ def test_auto_becomes_the_value_for_the_model():
     assert parse(changed("auto.members", {"mini": 3, "otherwise": 1})).emopia.members == 3
     assert parse(changed("emopia.members", 2)).emopia.members == 2
     budget = [(p.ddpo.rounds, p.ddpo.trajectories_per_round, p.trained_steps) for p in (load(SHIPPED), other)]
-    assert budget == [(8, 64, range(10)), (100, 256, range(19))]
+    assert budget == [(11, 64, range(10)), (100, 256, range(19))]
     with pytest.raises(UserError, match=r"ddpo\.updates_per_round: 4 must divide.*which is 6"):
         parse(changed("auto.trajectories_per_round", {"mini": 6, "otherwise": 8}))
 
