@@ -32,7 +32,7 @@ from music_ddpo.core.params import Params
 from music_ddpo.core.params_file import parse
 from music_ddpo.core.prompts import make_prompts
 from music_ddpo.machine.batches import choose
-from music_ddpo.measuring import clips, judging
+from music_ddpo.measuring import clips, generating, judging
 from music_ddpo.measuring.diversity import distance_to_others, log_mel, mel_distances
 from music_ddpo.measuring.diversity import diversity as spread
 from music_ddpo.model import adapter
@@ -187,7 +187,7 @@ def heard(params: Params, seed: int, models: Path, adapter_folder: Path | None) 
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "clips"
-        clips.generate(params, seed, models, folder, "clips", adapter_folder)
+        generating.generate(params, seed, models, folder, "clips", adapter_folder)
         execution = choose(params.compute)
         table = judging.judge(folder, params, models, execution)
         read = list(clips.waveforms(folder, list(table["clip"]), len(table), params.duration))

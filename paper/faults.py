@@ -23,7 +23,7 @@ from music_ddpo.core.files import read_json
 from music_ddpo.core.params import Params
 from music_ddpo.core.prompts import make_prompts
 from music_ddpo.machine.batches import choose
-from music_ddpo.measuring import clips, judging
+from music_ddpo.measuring import generating, judging
 from music_ddpo.measuring.experiments import Experiment
 from music_ddpo.measuring.study import Study
 from music_ddpo.model import adapter
@@ -107,7 +107,7 @@ def train_and_judge(job: Faulty) -> Experiment:
 
 
 def _judged(params: Params, seed: int, models: Path, folder: Path, adapter_folder: Path | None) -> Any:
-    clips.generate(params, seed, models, folder, folder.name, adapter_folder)
+    generating.generate(params, seed, models, folder, folder.name, adapter_folder)
     return judging.judge(folder, params, models, choose(params.compute))
 
 

@@ -8,7 +8,7 @@ import beside  # noqa: F401
 from music_ddpo.core.files import read_seed
 from music_ddpo.core.params import Params
 from music_ddpo.machine.stage import parallel_stage
-from music_ddpo.measuring import clips
+from music_ddpo.measuring.generating import generate as generate_clips
 
 
 @click.argument("reward")
@@ -16,7 +16,7 @@ from music_ddpo.measuring import clips
 def generate(params: Params, reward: str) -> None:
     """Writes clips/REWARD/."""
     models, title = Path("models"), f"clips trained with {reward}"
-    clips.generate(params, read_seed(), models, Path("clips") / reward, title, models / "adapters" / reward)
+    generate_clips(params, read_seed(), models, Path("clips") / reward, title, models / "adapters" / reward)
 
 
 if __name__ == "__main__":

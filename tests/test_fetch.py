@@ -28,7 +28,8 @@ from music_ddpo.core.errors import UserError
 from music_ddpo.core.files import checksums
 from music_ddpo.core.params import WeightParams
 from music_ddpo.model.audioldm2 import Generator
-from music_ddpo.model.loading import MODELS, load_model
+from music_ddpo.model.loading import load_model
+from music_ddpo.model.parts import MODELS
 from music_ddpo.rewards import fetching
 from music_ddpo.rewards.emopia import weights as emopia
 from music_ddpo.rewards.finding import load_reward

@@ -33,7 +33,7 @@ from torch import nn
 from transformers import GPT2Model, RobertaConfig, RobertaForMaskedLM, RobertaModel, RobertaTokenizer, T5Tokenizer
 
 from music_ddpo.core.params import EmopiaParams, Params, WeightParams
-from music_ddpo.model.loading import MODELS
+from music_ddpo.model.parts import MODELS
 from music_ddpo.rewards.emopia.network import ShortChunkResNet
 from music_ddpo.rewards.preference.head import PreferenceHead
 from music_ddpo.weights.checkpoints import git_object

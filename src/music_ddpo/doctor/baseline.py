@@ -15,8 +15,9 @@ from music_ddpo.core.prompts import Prompt
 from music_ddpo.core.randomness import random_generator
 from music_ddpo.doctor.report import LOOK, OK, Check, Row
 from music_ddpo.machine.batches import Execution, portions
-from music_ddpo.measuring.clips import evaluation_prompts, render
+from music_ddpo.measuring.clips import evaluation_prompts
 from music_ddpo.model.policy import Policy
+from music_ddpo.model.rendering import render
 from music_ddpo.rewards.base import Judgement, Reward
 
 CLIPS = 16  # the first of the study's, from the same noise

@@ -13,7 +13,8 @@ from diffusers import AudioLDM2Pipeline, DDIMScheduler
 from torch import nn
 
 from music_ddpo.core.errors import UserError, in_one_line
-from music_ddpo.model.loading import MODELS, load_model
+from music_ddpo.model.loading import load_model
+from music_ddpo.model.parts import MODELS
 
 DIVERGED = (
     "use a smaller guidance_scale, in training also a smaller ddpo.learning_rate or lora.alpha, or "

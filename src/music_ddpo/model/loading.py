@@ -1,26 +1,13 @@
-"""Loads the models of a pipeline: completely, and in float32."""
+"""Loads a model of diffusers or transformers: completely, and in float32."""
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AudioLDM2ProjectionModel, AudioLDM2UNet2DConditionModel, AutoencoderKL
-from diffusers.utils import logging as diffusers_logging
-from transformers import ClapModel, GPT2LMHeadModel, SpeechT5HifiGan, T5EncoderModel
-from transformers.utils import logging as transformers_logging
-
-# The models in the folders of a pipeline.
-MODELS: dict[str, Any] = {
-    "text_encoder": ClapModel,
-    "text_encoder_2": T5EncoderModel,
-    "projection_model": AudioLDM2ProjectionModel,
-    "language_model": GPT2LMHeadModel,  # saved as GPT2Model on the hub, a class that can no longer generate
-    "unet": AudioLDM2UNet2DConditionModel,
-    "vae": AutoencoderKL,
-    "vocoder": SpeechT5HifiGan,
-}
 
 
 def load_model(kind: Any, folder: Path) -> Any:
@@ -52,6 +39,7 @@ def load_model(kind: Any, folder: Path) -> Any:
 
 def _quieten() -> None:
     """Switches off the libraries' progress bars for loading and their notes on casting."""
-    for logging in (diffusers_logging, transformers_logging):
+    for name in {"diffusers", "transformers"} & sys.modules.keys():  # importing diffusers takes seconds
+        logging = import_module(f"{name}.utils.logging")
         logging.set_verbosity_error()
         logging.disable_progress_bar()

@@ -10,7 +10,7 @@ from typing import Any
 from music_ddpo.core.files import checksums, digest, remove, whole, write_json
 from music_ddpo.core.params import REWARDS, Params
 from music_ddpo.rewards.finding import PACKAGE, reward_class
-from music_ddpo.weights import pipelines, shipped
+from music_ddpo.weights import shipped
 from music_ddpo.weights.manifests import MANIFEST, read_manifest
 from music_ddpo.weights.sources import HUB, LICENCES, SHIPPED, TERMS
 
@@ -33,6 +33,8 @@ def fetch(params: Params, target: Path) -> dict[str, str]:
     model = params.model
     source: Path | str = HUB.get(model, model)
     if model not in SHIPPED:
+        from music_ddpo.weights import pipelines  # late: it imports diffusers, which takes seconds
+
         folder = Path(model).expanduser()
         source = folder if folder.is_dir() else source
         pipelines.check(source, params.weights.revision)

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from music_ddpo.core.errors import UserError, in_one_line
 from music_ddpo.core.files import write_json
-from music_ddpo.model.loading import MODELS, load_model
+from music_ddpo.model.loading import load_model
+from music_ddpo.model.parts import MODELS
 from music_ddpo.weights import hub
 
 INDEX = "model_index.json"
