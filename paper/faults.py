@@ -17,9 +17,8 @@ from typing import Any
 
 import published
 from catalogue import PROJECT, RUNS, entries
-from records import write
+from records import is_current, write
 
-from music_ddpo.core.files import read_json
 from music_ddpo.core.params import Params
 from music_ddpo.core.prompts import make_prompts
 from music_ddpo.machine.batches import choose
@@ -129,7 +128,7 @@ def _settings(job: Faulty) -> dict[str, Any]:
 
 
 def _kept(job: Faulty) -> bool:
-    return job.record.is_file() and read_json(job.record)["changes"] == _settings(job)
+    return is_current(job.record, job.params, _settings(job))
 
 
 if __name__ == "__main__":

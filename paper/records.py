@@ -39,6 +39,20 @@ def write(path: Path, experiment: Experiment, changes: dict[str, Any], seconds: 
     )
 
 
+def is_current(path: Path, params: Params, changes: dict[str, Any]) -> bool:
+    """Whether a file has the results of these params and changes. Other code is not noticed: remove the file then."""
+    if not path.is_file():
+        return False
+    content = read_json(path)
+    return content["changes"] == changes and same(parse(content["params"], str(path)), params)
+
+
+def same(one: Params, other: Params) -> bool:
+    """Whether two params give the same results, apart from rounding."""
+    first, second = (p.model_dump(mode="json", exclude={"compute", "auto", "weights"}) for p in (one, other))
+    return first == second
+
+
 def read(path: Path) -> Experiment:
     """The experiment of a file that `write` has written; only the columns that it keeps are in its tables."""
     content = read_json(path)

@@ -1,7 +1,8 @@
-"""Writes paper/results.md and paper/curves.svg from what paper/runs/ has: python paper/report.py."""
+"""Writes paper/results.md and paper/curves.svg from what paper/runs/ has: python paper/report.py [MODEL]."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,23 +15,22 @@ from music_ddpo.core.files import write_text
 from music_ddpo.measuring.comparison import Group
 from music_ddpo.measuring.summary import LISTENER
 
-RESULTS = PROJECT / "paper" / "results.md"
-CURVES = PROJECT / "paper" / "curves.svg"
 ENOUGH = 3  # seeds, for a verdict
 HEAD = """# The paper's experiments, run again
 
-Written by `python paper/report.py` from `paper/runs/`; `make paper` runs what is missing. The model is mini. "The
-paper's setting" is the method as the paper describes it, without the faults of its published code: one classifier, no
-KL penalty, all steps trained (preset `paper` of `paper/catalogue.yaml`). On mini every entry has mini's learning rate
-(0.0075) and clip range (1e-3), chosen once on the default study, and the same budget of 704 trajectories in 44 updates,
-because the published values (3e-4 and 1e-4) change nothing in a budget of minutes; the entries `published-...` have the
-published ones.
+Written by `python paper/report.py` from `paper/runs/`; `make paper` runs what is missing. "Setting of the paper" means
+the method as the paper describes it, without the faults of its published code: one classifier, no KL penalty, all steps
+trained (preset `paper` of `paper/catalogue.yaml`). {budget}
 
 A change is trained minus original, in the same clips; brackets have 95% intervals over seeds and clips (seeds are
 resampled first, then the clips of each). *Trained* means that the reward's own number rises and the interval excludes
-0. No verdict is given for fewer than three seeds. `listener` took no part in any training and stands for people
-([docs/mini.md](../docs/mini.md)).
+0. No verdict is given for fewer than three seeds. {judge}
 """
+ON_MINI = """The model is mini. Every entry has mini's learning rate (0.0075) and clip range
+(1e-3), chosen once on the default study, and the same budget of 704 trajectories in 44 updates, because the published
+values (3e-4 and 1e-4) change nothing in a budget of minutes; the entry `published-clap` has the published ones."""
+LISTENS = """`listener` took no part in any training and stands for people
+([docs/mini.md](../docs/mini.md))."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ def rises(group: Group) -> bool:
     return group.change(group.adapter).low > 0
 
 
-def result(entry: Entry) -> Result:
+def result(entry: Entry, model: str = "mini") -> Result:
     """What there is of an entry."""
 
     def group(suffix: str) -> Group | None:
-        paths = [RUNS / f"{entry.run(seed).name}{suffix}.json" for seed in entry.seeds]
+        paths = [RUNS / f"{entry.run(seed, model).name}{suffix}.json" for seed in entry.seeds]
         found = [read(path) for path in paths if path.is_file()]
         return Group(entry.name, entry.reward, found) if found else None
 
@@ -157,13 +157,19 @@ def _numbers(group: Group | None) -> list[str]:
 
 def main() -> None:
     """Writes both files."""
-    results = [result(entry) for entry in entries()]
+    model = sys.argv[1] if len(sys.argv) > 1 else "mini"
+    suffix = "" if model == "mini" else f"-{model.replace('/', '-')}"
+    results = [result(entry, model) for entry in entries()]
     there = [r for r in results if r.correct is not None]
-    text = [HEAD, table(results), "![Reward curves](curves.svg)\n", "## Each run\n", each_seed(there)]
-    write_text(RESULTS, "\n".join(text))
+    head = HEAD.format(
+        budget=ON_MINI if model == "mini" else f"The model is {model}.", judge=LISTENS if model == "mini" else ""
+    )
+    picture = f"![Reward curves](curves{suffix}.svg)\n"
+    text = [head, table(results), *([picture] if there else []), "## Each run\n", each_seed(there)]
+    write_text(PROJECT / "paper" / f"results{suffix}.md", "\n".join(text))
     if there:
-        write_text(CURVES, curves(there))
-    print(f"{RESULTS.relative_to(PROJECT)}: {len(there)} of {len(results)} entries have results")
+        write_text(PROJECT / "paper" / f"curves{suffix}.svg", curves(there))
+    print(f"paper/results{suffix}.md: {len(there)} of {len(results)} entries have results")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 import click
 from catalogue import PROJECT, Run, entries
 from dvc.repo import Repo
-from records import write
+from records import is_current, same, write
 from tqdm import tqdm
 
 from music_ddpo.core.errors import UserError
@@ -50,11 +50,15 @@ def main(figure: str | None, model: str, jobs: int, seeds: int | None, dry: bool
         click.echo(f"{len(runs)} experiments, {len(runs) - len(todo)} have finished")
         if not todo:
             return
-        each = seconds(todo, jobs)
-        total = sum(each.values()) / jobs
-        click.echo(f"{len(todo)} to run, {jobs} at a time: about {estimate.duration(total)} on this machine")
+        if (Path("metrics") / "weights.json").is_file() and read_json("metrics/weights.json")["model"] == model:
+            each = seconds(todo, jobs)
+            total = f"about {estimate.duration(sum(each.values()) / jobs)} on this machine"
+        else:
+            each = dict.fromkeys(todo, 1.0)
+            total = f"how long is not known before the weights of {model} are there: `music-ddpo doctor` estimates one"
+        click.echo(f"{len(todo)} to run, {jobs} at a time: {total}")
         for run in todo:
-            click.echo(f"  {run.name}: {run.entry.tests} ({estimate.duration(each[run])})")
+            click.echo(f"  {run.name}: {run.entry.tests}")
         if not dry:
             work_off(todo, each, jobs)
     except UserError as error:
@@ -62,17 +66,26 @@ def main(figure: str | None, model: str, jobs: int, seeds: int | None, dry: bool
 
 
 def kept(run: Run) -> bool:
-    """Whether its results are in paper/runs/, made with the same changes of params.yaml."""
-    return run.record.is_file() and read_json(run.record)["changes"] == run.changes
+    """Whether its results are in paper/runs/."""
+    return is_current(run.record, run.params, run.changes)
 
 
 def collect(runs: Sequence[Run]) -> list[Run]:
-    """Keeps the results of the DVC experiments that have finished since; returns them."""
-    finished = experiments.known()
-    new = [run for run in runs if run.name in finished and not kept(run)]
-    for run in new:
-        (experiment,) = experiments.read([run.name])
-        write(run.record, experiment, run.changes)
+    """Keeps the results of the DVC experiments that have finished since; returns them.
+
+    An experiment of that name with other params, from an earlier catalogue, is removed.
+    """
+    finished, new = experiments.known(), []
+    for run in (run for run in runs if run.name in finished and not kept(run)):
+        try:
+            (experiment,) = experiments.read([run.name])
+        except UserError:  # of other code
+            experiment = None
+        if experiment is not None and same(experiment.params, run.params):
+            write(run.record, experiment, run.changes)
+            new.append(run)
+        else:
+            subprocess.run(["dvc", "exp", "remove", run.name], check=True, capture_output=True)
     return new
 
 
@@ -129,7 +142,7 @@ def work_off(todo: Sequence[Run], each: dict[Run, float], jobs: int) -> None:
     click.echo("They run in the background: Ctrl-C leaves them running, `dvc queue stop --kill` ends them.")
     left = list(todo)
     failed: list[Run] = []
-    started, total, done = time.perf_counter(), sum(each.values()), 0.0
+    started, total, done, idle = time.perf_counter(), sum(each.values()), 0.0, 0
     while left:
         time.sleep(POLL)
         ended = collect(left)
@@ -141,7 +154,8 @@ def work_off(todo: Sequence[Run], each: dict[Run, float], jobs: int) -> None:
             took = (time.perf_counter() - started) / done * (total - done)
             told = f"failed: `dvc queue logs {run.name}` says why" if run in failed else "finished"
             click.echo(f"[{len(todo) - len(left)}/{len(todo)}] {run.name} {told}, left: {tqdm.format_interval(took)}")
-        if left and not queue.worker_status():
+        idle = 0 if queue.worker_status() else idle + 1
+        if left and idle > 6:  # they take a while to start
             raise UserError(f"the workers have ended with {len(left)} experiments left; run `make paper` again.")
     if failed:
         raise UserError(f"{len(failed)} experiments failed; the others are kept. `make paper` repeats them.")
