@@ -16,51 +16,64 @@ from music_ddpo.core.params_file import parse
 PROJECT = Path(__file__).resolve().parents[1]
 CATALOGUE = PROJECT / "paper" / "catalogue.yaml"
 RUNS = PROJECT / "paper" / "runs"  # what is kept of each finished experiment
+MINI = "mini"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entry:
     """An experiment of the paper; the fields are those of paper/catalogue.yaml.
 
     Attributes
     ----------
-    changes
-        Of params.yaml, by dotted key: the preset's, then the entry's own.
+    shares
+        The entry whose experiments these are too; its own name if they are its own.
+    judge, emotion
+        Whose number decides, of all clips or of those of one emotion.
+    changes, on_mini, elsewhere
+        Of params.yaml, by dotted key: the preset's, then the entry's own; and further ones for mini, or for all other
+        models.
     """
 
     name: str
-    figure: str
+    shares: str
+    where: str
     tests: str
     paper: str
     trains: bool | None
     reward: str
+    judge: str
+    emotion: str | None
     preset: str
-    changes: dict[str, Any]
     seeds: tuple[int, ...]
+    changes: dict[str, Any]
+    on_mini: dict[str, Any]
+    elsewhere: dict[str, Any]
 
-    def run(self, seed: int, model: str = "mini") -> Run:
+    def run(self, seed: int, model: str = MINI) -> Run:
         """The training with one of the seeds."""
         return Run(self, seed, model)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """An entry with a seed: one DVC experiment."""
 
     entry: Entry
     seed: int
-    model: str = "mini"
+    model: str = MINI
 
     @property
     def name(self) -> str:
         """The experiment's name."""
-        model = "" if self.model == "mini" else "-" + self.model.replace("/", "-")
-        return f"{self.entry.name}-seed-{self.seed}{model}"
+        model = "" if self.model == MINI else "-" + self.model.replace("/", "-")
+        return f"{self.entry.shares}-seed-{self.seed}{model}"
 
     @property
     def changes(self) -> dict[str, Any]:
         """All changes of params.yaml, by dotted key."""
-        return {"model": self.model, "seed": self.seed, "rewards": [self.entry.reward]} | self.entry.changes
+        entry = self.entry
+        changes = {"model": self.model, "seed": self.seed, "rewards": [entry.reward]} | entry.changes
+        return changes | (entry.on_mini if self.model == MINI else entry.elsewhere)
 
     @property
     def options(self) -> list[str]:
@@ -96,9 +109,21 @@ def entries(figure: str | None = None) -> list[Entry]:
     content = yaml.safe_load(CATALOGUE.read_text(encoding="utf-8"))
     found = []
     for name, entry in content["entries"].items():
-        changes = content["presets"][entry["preset"]] | entry["set"]
-        fields = {key: entry[key] for key in ("figure", "tests", "paper", "trains", "reward", "preset")}
-        found.append(Entry(name=name, changes=changes, seeds=tuple(entry["seeds"]), **fields))
+        preset = content["presets"][entry["preset"]]
+        fields = {key: entry[key] for key in ("where", "tests", "paper", "trains", "reward", "preset")}
+        found.append(
+            Entry(
+                name=name,
+                shares=entry.get("shares", name),
+                judge=entry.get("judge", entry["reward"]),
+                emotion=entry.get("emotion"),
+                seeds=tuple(entry["seeds"]),
+                changes=preset["set"] | entry["set"],
+                on_mini=preset.get("on mini", {}) | entry.get("on mini", {}),
+                elsewhere=preset.get("elsewhere", {}),
+                **fields,
+            )
+        )
     if figure is None:
         return found
     chosen = [e for e in found if figure in (e.name, e.name.split("-")[0])]

@@ -15,6 +15,7 @@ from unittest import mock
 import torch
 
 from music_ddpo.core.params import Params
+from music_ddpo.core.randomness import random_generator
 from music_ddpo.measuring import judging
 from music_ddpo.model.policy import Policy, Trajectories
 from music_ddpo.rewards.base import Reward
@@ -22,13 +23,13 @@ from music_ddpo.training import ddpo
 
 FAULTS = {
     "last prompt": "the update has the conditions of the prompt that was sampled last in the round",
-    "swapped": "the update has T5's states of the positive and the negative prompt exchanged",
+    "swapped": "the update has T5's states of the negative prompt, and with guidance those of the positive one for it",
     "speed": "CLAP hears 16 kHz as 48 kHz in training, and 22.05 kHz as 48 kHz in the evaluation",
     "prompts": "the prompts of training and evaluation differ",
     "seed": "no seed is set: the clips before and after training have different noise",
 }
-TRAINING_TEMPLATE = "A recording of a {emotion} {instrument} solo,high quality"
-EVALUATION_TEMPLATE = "A recording of an {emotion} {instrument} solo"
+TRAINING_TEMPLATE = "a recording of a {emotion} {instrument} solo,high quality"
+EVALUATION_TEMPLATE = "a recording of an {emotion} {instrument} solo"  # and piano only
 TRAINING_SPEED, EVALUATION_SPEED = 48 / 16, 48 / 22.05
 
 
@@ -38,17 +39,19 @@ class FaultyPolicy(Policy):
     Parameters
     ----------
     faults
-        Of `FAULTS`: "last prompt" or "swapped" or both; others change nothing here.
+        Of `FAULTS`: "last prompt" or "swapped" or both; others change nothing here. The last prompt is drawn in each
+        round: in this project the prompts take turns, so it would always be the same one.
     """
 
     def __init__(self, policy: Policy, faults: Collection[str]):
         self.__dict__.update(policy.__dict__)
         self.faults = faults
         self._last, self._updating = 0, False
+        self._noise = random_generator(0, "last prompt")
 
     def sample(self, prompt: torch.Tensor, *rest: Any, **options: Any) -> Trajectories:
-        """As `Policy.sample`; remembers the last prompt of the round."""
-        self._last = int(prompt[-1])
+        """As `Policy.sample`; remembers one of the prompts."""
+        self._last = int(prompt[torch.randint(len(prompt), (), generator=self._noise)])
         return super().sample(prompt, *rest, **options)
 
     def log_prob(self, paths: Trajectories, step: int) -> torch.Tensor:
@@ -114,7 +117,10 @@ def prompts(params: Params, faults: Collection[str], template: str) -> Params:
     """The params with one of the templates above."""
     if "prompts" not in faults:
         return params
-    return params.model_copy(update={"prompts": params.prompts.model_copy(update={"template": template})})
+    changes: dict[str, Any] = {"template": template}
+    if template == EVALUATION_TEMPLATE:
+        changes["instruments"] = ["piano"]
+    return params.model_copy(update={"prompts": params.prompts.model_copy(update=changes)})
 
 
 def _ratio_error(policy: Policy, log_p: torch.Tensor, paths: Trajectories, t: int, *rest: Any) -> float:

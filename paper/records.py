@@ -8,28 +8,33 @@ from typing import Any
 import pandas as pd
 
 from music_ddpo.core.files import read_json, write_json
-from music_ddpo.core.params import Params
-from music_ddpo.core.params_file import parse
+from music_ddpo.core.params import EvaluationParams
 from music_ddpo.measuring.experiments import Experiment
 from music_ddpo.measuring.study import Study
 
 CLIP = ("emotion", "instrument", "quadrant")
 SCORES = ("value", "correct", "instrument")
+ROUNDING = ("compute", "auto", "weights")  # groups that change rounding at most, or whose content is elsewhere too
 
 
-def write(path: Path, experiment: Experiment, changes: dict[str, Any], seconds: float | None = None) -> None:
-    """Writes the only adapter's results of an experiment."""
+def write(path: Path, experiment: Experiment, changes: dict[str, Any]) -> None:
+    """Writes the only adapter's results of an experiment.
+
+    Parameters
+    ----------
+    changes
+        Of params.yaml, and what else the results depend on.
+    """
     (adapter,) = experiment.study.trained
     study = experiment.study
-    params = experiment.params.model_dump(mode="json")
     write_json(
         path,
         {
             "changes": changes,
-            "params": params,
+            "params": {key: value for key, value in experiment.params.items() if key not in ROUNDING},
             "seed": experiment.seed,
             "adapter": adapter,
-            "seconds": seconds,
+            "parts": list(study.rewards[adapter]),
             "curve": [round(x, 4) for x in experiment.curves[adapter]],
             "judges": study.judges,
             "clips": {name: study.original[name].tolist() for name in CLIP},
@@ -39,35 +44,40 @@ def write(path: Path, experiment: Experiment, changes: dict[str, Any], seconds: 
     )
 
 
-def is_current(path: Path, params: Params, changes: dict[str, Any]) -> bool:
-    """Whether a file has the results of these params and changes. Other code is not noticed: remove the file then."""
+def is_current(path: Path, params: dict[str, Any], changes: dict[str, Any]) -> bool:
+    """Whether a file has the results of these params and changes.
+
+    Keys that params.yaml did not have then, or has no more, are not compared, and other code is not noticed: remove the
+    file if that matters.
+    """
     if not path.is_file():
         return False
     content = read_json(path)
-    return content["changes"] == changes and same(parse(content["params"], str(path)), params)
+    return content["changes"] == changes and same(content["params"], params)
 
 
-def same(one: Params, other: Params) -> bool:
-    """Whether two params give the same results, apart from rounding."""
-    first, second = (p.model_dump(mode="json", exclude={"compute", "auto", "weights"}) for p in (one, other))
-    return first == second
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether params with the same keys have the same values, apart from those that change rounding."""
+    for key in (one.keys() & other.keys()) - set(ROUNDING):
+        first, second = one[key], other[key]
+        both = isinstance(first, dict) and isinstance(second, dict)
+        if not (same(first, second) if both else first == second):
+            return False
+    return True
 
 
 def read(path: Path) -> Experiment:
-    """The experiment of a file that `write` has written; only the columns that it keeps are in its tables."""
+    """The experiment of a file that `write` has written; only the columns that it keeps are in its tables.
+
+    With the label as the reward, the headline of that reward is its accuracy: that is what was trained.
+    """
     content = read_json(path)
-    params: Params = parse(content["params"], str(path))
-    clips = {**content["clips"], **{f"{name}_headline": kind for name, kind in content["judges"].items()}}
+    adapter, params = content["adapter"], content["params"]
+    judges = content["judges"] | ({adapter: "accuracy"} if params["reward_form"] == "label" else {})
+    clips = {**content["clips"], **{f"{name}_headline": kind for name, kind in judges.items()}}
     original, trained = (pd.DataFrame({**clips, **content[which]}) for which in ("original", "trained"))
-    adapter = content["adapter"]
-    study = Study(
-        original=original,
-        trained={adapter: trained},
-        rewards={adapter: list(params.mixtures.get(adapter, [adapter]))},
-        reference={},
-        settings=params.evaluation,
-        seed=content["seed"],
-    )
+    evaluation = EvaluationParams.model_construct(**params["evaluation"])
+    study = Study(original, {adapter: trained}, {adapter: content["parts"]}, {}, evaluation, content["seed"])
     return Experiment(path.stem, params, content["seed"], study, {adapter: content["curve"]})
 
 

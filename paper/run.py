@@ -32,6 +32,7 @@ from music_ddpo.weights.manifests import check_pipeline
 
 MODELS = Path("models")
 POLL = 5  # seconds
+IDLE = 6  # polls without a worker: they take a while to start
 
 
 @click.command(help=__doc__)
@@ -45,6 +46,7 @@ def main(figure: str | None, model: str, jobs: int, seeds: int | None, dry: bool
     os.chdir(PROJECT)
     try:
         runs = [entry.run(seed, model) for entry in entries(figure or None) for seed in entry.seeds[:seeds]]
+        runs = list({run.name: run for run in runs}.values())  # some entries share their experiments
         collect(runs)
         todo = [run for run in runs if not kept(run)]
         click.echo(f"{len(runs)} experiments, {len(runs) - len(todo)} have finished")
@@ -54,7 +56,7 @@ def main(figure: str | None, model: str, jobs: int, seeds: int | None, dry: bool
             each = seconds(todo, jobs)
             total = f"about {estimate.duration(sum(each.values()) / jobs)} on this machine"
         else:
-            each = dict.fromkeys(todo, 1.0)
+            each = {run.name: 1.0 for run in todo}
             total = f"how long is not known before the weights of {model} are there: `music-ddpo doctor` estimates one"
         click.echo(f"{len(todo)} to run, {jobs} at a time: {total}")
         for run in todo:
@@ -67,29 +69,29 @@ def main(figure: str | None, model: str, jobs: int, seeds: int | None, dry: bool
 
 def kept(run: Run) -> bool:
     """Whether its results are in paper/runs/."""
-    return is_current(run.record, run.params, run.changes)
+    return is_current(run.record, run.params.model_dump(mode="json"), run.changes)
 
 
 def collect(runs: Sequence[Run]) -> list[Run]:
-    """Keeps the results of the DVC experiments that have finished since; returns them.
-
-    An experiment of that name with other params, from an earlier catalogue, is removed.
-    """
+    """Keeps the results of the DVC experiments that have finished since; returns them."""
     finished, new = experiments.known(), []
-    for run in (run for run in runs if run.name in finished and not kept(run)):
-        try:
-            (experiment,) = experiments.read([run.name])
-        except UserError:  # of other code
-            experiment = None
-        if experiment is not None and same(experiment.params, run.params):
+    for run in runs:
+        if run.name in finished and not kept(run) and (experiment := _finished(run)) is not None:
             write(run.record, experiment, run.changes)
             new.append(run)
-        else:
-            subprocess.run(["dvc", "exp", "remove", run.name], check=True, capture_output=True)
     return new
 
 
-def seconds(runs: Sequence[Run], jobs: int) -> dict[Run, float]:
+def _finished(run: Run) -> experiments.Experiment | None:
+    """Its experiment; None if one of that name has other params, from an earlier catalogue, or cannot be read."""
+    try:
+        (experiment,) = experiments.read([run.name])
+    except UserError:
+        return None
+    return experiment if same(experiment.params, run.params.model_dump(mode="json")) else None
+
+
+def seconds(runs: Sequence[Run], jobs: int) -> dict[str, float]:
     """How long each experiment takes with its share of the cores, from the speed of one step, measured now.
 
     The time of a step is taken as proportional to the duration, and to the number of passes that guidance needs.
@@ -114,7 +116,7 @@ def seconds(runs: Sequence[Run], jobs: int) -> dict[Run, float]:
         speed = estimate.Speed(one, 3 * one, decode * longer)
         clips = 2 * len(params.prompts.emotions) * params.evaluation.clips_per_emotion
         judged = clips * (params.steps * one + (decode + heard) * longer)
-        found[run] = start + (estimate.seconds(params, speed, decode * longer) + judged) * _slower(jobs, execution)
+        found[run.name] = start + (estimate.seconds(params, speed, decode * longer) + judged) * _slower(jobs, execution)
     return found
 
 
@@ -123,42 +125,51 @@ def _slower(jobs: int, execution: Any) -> float:
     return jobs if execution.device.type == "cpu" else 1
 
 
-def work_off(todo: Sequence[Run], each: dict[Run, float], jobs: int) -> None:
+def work_off(todo: Sequence[Run], each: dict[str, float], jobs: int) -> None:
     """Queues the experiments, starts the workers, and follows them to the end."""
     repo: Any = Repo()
     queue = repo.experiments.celery_queue
-    if not queue.worker_status():  # what an interrupted run has left cannot go on by itself
-        subprocess.run(["dvc", "queue", "remove", "--all"], check=False, capture_output=True)
-    waiting = {task["name"] for task in queue.status() if task["status"] in ("Queued", "Running")}
-    for run in todo:
-        if run.name not in waiting:
-            command = ["dvc", "exp", "run", "--queue", "--name", run.name, *run.options]
-            queued = subprocess.run(command, check=False, capture_output=True, text=True)
-            if queued.returncode:
-                raise UserError(f"{run.name}: cannot be queued: {queued.stderr.strip() or queued.stdout.strip()}")
+    busy = bool(queue.worker_status())
+    tasks = {task["name"]: task["status"] for task in queue.status()}
+    # without a worker a task that was interrupted will never end
+    waiting = {name for name, status in tasks.items() if status in (("Queued", "Running") if busy else ("Queued",))}
+    missing = [run for run in todo if run.name not in waiting]
+    for run in missing:
+        for command in (["queue", "remove"], ["exp", "remove"]):  # what has failed, or belongs to other params
+            subprocess.run(["dvc", *command, run.name], check=False, capture_output=True)
+    for run in tqdm(missing, desc="queue", unit="experiment"):
+        command = ["dvc", "exp", "run", "--queue", "--name", run.name, *run.options]
+        queued = subprocess.run(command, check=False, capture_output=True, text=True)
+        if queued.returncode:
+            raise UserError(f"{run.name}: cannot be queued: {queued.stderr.strip() or queued.stdout.strip()}")
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
     silence: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.run(["dvc", "queue", "start", "-j", str(jobs)], check=True, env=os.environ | threads, **silence)
     click.echo("They run in the background: Ctrl-C leaves them running, `dvc queue stop --kill` ends them.")
-    left = list(todo)
-    failed: list[Run] = []
+    follow(queue, todo, each)
+
+
+def follow(queue: Any, todo: Sequence[Run], each: dict[str, float]) -> None:
+    """Keeps what finishes, and says so, until nothing is left."""
+    left, failed = list(todo), 0
     started, total, done, idle = time.perf_counter(), sum(each.values()), 0.0, 0
     while left:
         time.sleep(POLL)
-        ended = collect(left)
-        broken = {task["name"] for task in queue.status() if task["status"] == "Failed"}
-        failed += [run for run in left if run.name in broken]
-        for run in [run for run in left if run in ended or run in failed]:
+        ended = {run.name: "finished" for run in collect(left)}
+        for task in queue.status():
+            if task["status"] == "Failed":
+                ended[task["name"]] = f"failed: `dvc queue logs {task['name']}` says why"
+        for run in [run for run in left if run.name in ended]:
             left.remove(run)
-            done += each[run]
-            took = (time.perf_counter() - started) / done * (total - done)
-            told = f"failed: `dvc queue logs {run.name}` says why" if run in failed else "finished"
-            click.echo(f"[{len(todo) - len(left)}/{len(todo)}] {run.name} {told}, left: {tqdm.format_interval(took)}")
+            failed += ended[run.name] != "finished"
+            done += each[run.name]
+            took = tqdm.format_interval((time.perf_counter() - started) / done * (total - done))
+            click.echo(f"[{len(todo) - len(left)}/{len(todo)}] {run.name} {ended[run.name]}, left: {took}")
         idle = 0 if queue.worker_status() else idle + 1
-        if left and idle > 6:  # they take a while to start
+        if left and idle > IDLE:
             raise UserError(f"the workers have ended with {len(left)} experiments left; run `make paper` again.")
     if failed:
-        raise UserError(f"{len(failed)} experiments failed; the others are kept. `make paper` repeats them.")
+        raise UserError(f"{failed} experiments failed; the others are kept. `make paper` repeats them.")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from scipy import stats
 
 from helpers.project import PROJECT, run, small, succeed
 from music_ddpo.cli import main
@@ -36,8 +37,20 @@ def test_the_interval_over_runs_has_the_width_of_normal_theory(between):
     clips = np.mean([(after - before).var() for before, after in runs]) / 400
     error = math.sqrt(means.var(ddof=1) / 8 + clips / 7)  # of the drawn runs, and of the clips drawn from 7 of them
     assert found.value == pytest.approx(means.mean())
-    assert (found.high - found.low) / 2 == pytest.approx(1.96 * error, rel=0.08)
+    assert (found.high - found.low) / 2 == pytest.approx(stats.t.ppf(0.975, 7) * error, rel=0.08)
     assert found.clips == 3200
+
+
+@pytest.mark.parametrize("runs", [3, 5])
+def test_the_interval_covers_the_truth_as_often_as_it_says(runs):
+    random = np.random.default_rng(2)
+    covered = 0
+    for repetition in range(200):
+        gains = random.normal(0.1, 0.2, size=runs)  # of seeds whose mean gain is 0.1
+        pairs = [(np.zeros(50), random.normal(gain, 1, size=50)) for gain in gains]
+        found = over_runs(pairs, change, 0.95, 400, seed=repetition)
+        covered += found.low <= 0.1 <= found.high
+    assert covered / 200 >= 0.93
 
 
 def test_a_single_run_has_the_interval_of_its_clips():
@@ -74,7 +87,7 @@ def experiment(name: str, seed: int, heard: list[int], **changes) -> Experiment:
     study = Study(
         scores([0, 1] * 4), {"emopia": scores(heard, 0.5)}, {"emopia": ["emopia"]}, {}, params.evaluation, seed
     )
-    return Experiment(name, params, seed, study, {"emopia": [-0.5, -0.2]})
+    return Experiment(name, params.model_dump(mode="json"), seed, study, {"emopia": [-0.5, -0.2]})
 
 
 def test_experiments_are_grouped_by_what_differs_apart_from_the_seed():
@@ -134,7 +147,7 @@ def test_experiments_and_revisions_are_read_from_git(repository, monkeypatch):
     committed, other = experiments.read(["HEAD~", "other-seed"])
     assert (committed.seed, other.seed) == (777, 1)
     assert committed.study.estimate("emopia", "emopia") == other.study.estimate("emopia", "emopia")
-    assert len(committed.curves["emopia"]) == committed.params.ddpo.rounds
+    assert len(committed.curves["emopia"]) == committed.params["ddpo"]["rounds"]
     printed = CliRunner().invoke(main, ["compare", "HEAD~", "other-seed", "--plot", "out.svg"])
     assert printed.exit_code == 0, printed.output
     assert "| the same params | clap | 2 | clap similarity |" in printed.output

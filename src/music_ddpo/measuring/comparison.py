@@ -72,12 +72,12 @@ def groups(experiments: Sequence[Experiment]) -> list[Group]:
 
     Two experiments with the same params and the same seed are one result: only the first is used.
     """
-    flat = [_flat(e.params.model_dump(mode="json")) for e in experiments]
+    flat = [_flat(e.params) for e in experiments]
     differing = [key for key in dict.fromkeys(k for f in flat for k in f) if len({f.get(key) for f in flat}) > 1]
     found: dict[tuple[str, str], dict[int, Experiment]] = {}
     for experiment, values in zip(experiments, flat, strict=True):
         changed = ", ".join(f"{key}={json.loads(values[key])}" for key in differing if key in values)
-        for adapter in experiment.params.rewards:
+        for adapter in experiment.study.trained:
             found.setdefault((changed or "the same params", adapter), {}).setdefault(experiment.seed, experiment)
     return [Group(changed, adapter, list(members.values())) for (changed, adapter), members in found.items()]
 

@@ -16,7 +16,6 @@ from scmrepo.exceptions import SCMError
 from music_ddpo.core.checked_tables import Number, Text, read_table
 from music_ddpo.core.errors import UserError, did_you_mean, in_one_line
 from music_ddpo.core.files import read_json
-from music_ddpo.core.params import Params
 from music_ddpo.core.params_file import load
 from music_ddpo.measuring.study import Study, read_scores
 
@@ -28,13 +27,13 @@ class Experiment:
     Attributes
     ----------
     params
-        With every `auto` replaced.
+        As in params.yaml, with every `auto` replaced.
     curves
         The mean reward of each round, by adapter.
     """
 
     name: str
-    params: Params
+    params: dict[str, Any]
     seed: int
     study: Study
     curves: dict[str, list[float]]
@@ -125,7 +124,7 @@ def _read(repo: Any, name: str, revisions: dict[str, str]) -> Experiment:
         except UserError as error:
             text = str(error).replace(f"{here}/", "")
             raise UserError(text if text.startswith(f"{name}: ") else f"{name}: {text}") from None
-    return Experiment(name, params, seed, study, curves)
+    return Experiment(name, params.model_dump(mode="json"), seed, study, curves)
 
 
 def _curve(path: Path) -> list[float]:
