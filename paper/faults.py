@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -121,6 +122,7 @@ def _judged(params: Params, seed: int, models: Path, folder: Path, adapter_folde
 
 def main() -> None:
     """Runs what is missing."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # ends the trainings too, as Ctrl-C does
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="only jobs whose name contains one of these")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, each with one thread")
