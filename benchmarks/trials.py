@@ -221,7 +221,9 @@ def diversity(waveforms: torch.Tensor, sample_rate: int, prompts: Sequence[tuple
 # Many trials
 
 
-def run(jobs: Sequence[Job], path: Path, processes: int) -> list[dict[str, Any]]:
+def run(
+    jobs: Sequence[Job], path: Path, processes: int, work: Callable[[Job], dict[str, Any]] | None = None
+) -> list[dict[str, Any]]:
     """Does the jobs whose results `path` does not have yet, the longest first, each with one thread.
 
     Each result is written as soon as it is there, so an interrupted run goes on where it was. A result that was
@@ -238,7 +240,7 @@ def run(jobs: Sequence[Job], path: Path, processes: int) -> list[dict[str, Any]]
     keys = {job: job.key for job in jobs}
     missing = {keys[job]: job for job in reversed(jobs) if keys[job] not in known}
     print(f"{len(missing)} of {len(jobs)} jobs to do, {processes} at a time", flush=True)
-    for job, result in in_processes(list(missing.values()), _work, processes):
+    for job, result in in_processes(list(missing.values()), work or _work, processes):
         entry = {"setting": job.setting, "reward": job.reward, "seed": job.seed, "key": keys[job]}
         known[keys[job]] = entry | {"changes": job.changes} | result
         write_json(path, {"results": list(known.values())})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pandas as pd
 import pytest
@@ -99,14 +100,20 @@ def test_settings_with_the_same_params_are_one_job_and_other_changes_are_not():
     assert one.key not in {job.key for job in others}
 
 
+def pretend(job) -> dict:
+    """A result without any work."""
+    return {"process": os.getpid(), "doubled": 2 * job.seed}
+
+
 def test_a_run_does_only_what_is_missing_and_keeps_each_result(tmp_path, capsys):
     from trials import Job, run
 
     path = tmp_path / "results.json"
-    small = {key: value for key, value in SMALL.items() if not key.startswith("ddpo")} | {"judges": ["emopia", "clap"]}
-    jobs = [Job("untouched", None, seed, small) for seed in (1, 2)]
-    first = run(jobs[:1], path, 1)
-    both = run([*jobs, Job("the same", None, 1, small)], path, 1)
+    jobs = [Job("untouched", None, seed, SMALL) for seed in (1, 2)]
+    first = run(jobs[:1], path, 1, pretend)
+    both = run([*jobs, Job("the same", None, 1, SMALL)], path, 1, pretend)
+    assert [r["doubled"] for r in both] == [2, 4, 2]
+    assert os.getpid() not in {r["process"] for r in both}
     assert [r["seed"] for r in both] == [1, 2, 1]
     assert both[0] == first[0]
     assert both[2] == first[0] | {"setting": "the same"}
