@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -155,6 +156,78 @@ def test_finished_experiments_are_kept_and_those_of_other_params_are_not(tmp_pat
     result = report.result(entry)
     assert [e.seed for e in result.correct.experiments] == [777]
     assert result.verdict == "fewer than 3 seeds"
+
+
+class Queue:
+    """DVC's queue: what it says, one answer for each poll."""
+
+    def __init__(self, tasks: list[dict[str, str]], workers: list[bool]):
+        self.tasks, self.workers = tasks, workers
+
+    def status(self) -> list[dict[str, str]]:
+        return [{"name": name, "status": status} for name, status in self.tasks[0].items()]
+
+    def worker_status(self) -> dict:
+        if len(self.tasks) > 1:
+            self.tasks.pop(0)
+        return {"worker": []} if (self.workers.pop(0) if len(self.workers) > 1 else self.workers[0]) else {}
+
+
+@pytest.fixture
+def three_runs(monkeypatch):
+    monkeypatch.setattr(run, "POLL", 0)
+    return [entry.run(777) for entry in catalogue.entries("8")[:3]]
+
+
+def test_what_finishes_and_what_fails_is_said_with_what_is_left(three_runs, monkeypatch, capsys):
+    first, second, third = three_runs
+    finished = [[first], [], [third]]
+    monkeypatch.setattr(run, "collect", lambda left: finished.pop(0))
+    queue = Queue([{}, {second.name: "Failed"}, {second.name: "Failed"}], [True])
+    with pytest.raises(UserError, match=r"^1 experiments failed; the others are kept"):
+        run.follow(queue, three_runs, {x.name: 10.0 for x in three_runs})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(", left")[0] for line in lines] == [
+        f"[1/3] {first.name} finished",
+        f"[2/3] {second.name} failed: `dvc queue logs {second.name}` says why",
+        f"[3/3] {third.name} finished",
+    ]
+
+
+def test_workers_that_end_early_are_an_error_only_after_they_had_time_to_start(three_runs, monkeypatch):
+    polls = []
+    monkeypatch.setattr(run, "collect", lambda left: polls.append(1) or ([] if len(polls) < 5 else left))
+    run.follow(Queue([{}], [False]), three_runs, {x.name: 1.0 for x in three_runs})
+    polls.clear()
+    monkeypatch.setattr(run, "collect", lambda left: polls.append(1) or [])
+    with pytest.raises(UserError, match=r"^the workers have ended with 3 experiments left"):
+        run.follow(Queue([{}], [False]), three_runs, {x.name: 1.0 for x in three_runs})
+    assert len(polls) == run.IDLE + 1
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_only_what_is_missing_is_queued_and_other_experiments_are_left_alone(three_runs, monkeypatch, busy):
+    queued, running, absent = three_runs
+    tasks = {queued.name: "Queued", running.name: "Running", "somebody-elses": "Queued"}
+    commands = []
+
+    def done(command, **options):
+        commands.append((command, options))
+        return SimpleNamespace(returncode=0)
+
+    queue = Queue([tasks], [busy])
+    repo = SimpleNamespace(experiments=SimpleNamespace(celery_queue=queue))
+    monkeypatch.setattr(run, "Repo", lambda: repo)
+    monkeypatch.setattr(run.subprocess, "run", done)
+    monkeypatch.setattr(run, "follow", lambda *rest: None)
+    run.work_off(three_runs, {}, 2)
+    names = {command[command.index("--name") + 1] for command, _ in commands if "--queue" in command}
+    assert names == ({absent.name} if busy else {running.name, absent.name})  # without a worker nothing runs
+    removed = {command[-1] for command, _ in commands if "remove" in command}
+    assert removed == names
+    *_, (start, options) = commands
+    assert start == ["dvc", "queue", "start", "-j", "2"]
+    assert int(options["env"]["OMP_NUM_THREADS"]) >= 1
 
 
 NOTHING, RISES, FALLS = ([0, 1] * 20, [0, 1] * 20), ([0] * 40, [1] * 30 + [0] * 10), ([1] * 40, [1] * 10 + [0] * 30)
