@@ -1,8 +1,8 @@
 """What happens when a reward is maximised for too long: python benchmarks/overoptimisation.py --jobs 2.
 
-Trains with each reward alone and plain DDPO, for twice the default rounds, and judges some clips after every second
-round. Where the reward still rises and the judges that no adapter is trained with fall, it is exploited (Gao et al.,
-2022, arXiv 2210.10760). An interrupted run goes on where it was.
+Trains with each reward alone and plain DDPO, for 16 rounds, and judges some clips after every second round. Where the
+reward still rises and the judges that no adapter is trained with fall, it is exploited (Gao et al., 2022, arXiv
+2210.10760). An interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ PLOT = PROJECT / "plots" / "overoptimisation.svg"
 SEEDS = (777, 1, 2)
 REWARDS = ("clap", "emopia")
 REWARD = "the reward"  # that the adapter is trained with
-PLAIN = {"emopia.members": 1, "ddpo.kl": 0.0}  # and all other keys as they are
+PLAIN = {"emopia.members": 1, "ddpo.kl": 0.0, "ddpo.rounds": 16, "ddpo.learning_rate": 0.015}
 
 
 def jobs_of(seeds: Sequence[int], changes: dict[str, Any]) -> list[Job]:
     """A job for each reward and seed."""
-    rounds = 2 * Job("", REWARDS[0], seeds[0], PLAIN | changes).params.ddpo.rounds
-    changes = PLAIN | changes | {"ddpo.rounds": rounds}
+    changes = PLAIN | changes
     return [Job(f"{reward} alone", reward, seed, changes, hear_every=True) for reward in REWARDS for seed in seeds]
 
 

@@ -14,7 +14,7 @@ from music_ddpo.measuring.study import Study
 
 CLIP = ("emotion", "instrument", "quadrant")
 SCORES = ("value", "correct", "instrument")
-ROUNDING = ("compute", "auto", "weights")  # groups that change rounding at most, or whose content is elsewhere too
+ELSEWHERE = ("auto", "weights", "compute")  # groups that are not kept, but for the precision
 
 
 def write(path: Path, experiment: Experiment, changes: dict[str, Any]) -> None:
@@ -26,12 +26,13 @@ def write(path: Path, experiment: Experiment, changes: dict[str, Any]) -> None:
         Of params.yaml, and what else the results depend on.
     """
     (adapter,) = experiment.study.trained
+    kept = {key: value for key, value in experiment.params.items() if key not in ELSEWHERE}
     study = experiment.study
     write_json(
         path,
         {
             "changes": changes,
-            "params": {key: value for key, value in experiment.params.items() if key not in ROUNDING},
+            "params": kept | {"compute": {"precision": experiment.params["compute"]["precision"]}},
             "seed": experiment.seed,
             "adapter": adapter,
             "parts": list(study.rewards[adapter]),
@@ -57,8 +58,8 @@ def is_current(path: Path, params: dict[str, Any], changes: dict[str, Any]) -> b
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether params with the same keys have the same values, apart from those that change rounding."""
-    for key in (one.keys() & other.keys()) - set(ROUNDING):
+    """Whether the keys that both params have have the same values; what changes rounding only is not compared."""
+    for key in (one.keys() & other.keys()) - {"auto", "weights", "device", "processes", "batch", "decode_batch"}:
         first, second = one[key], other[key]
         both = isinstance(first, dict) and isinstance(second, dict)
         if not (same(first, second) if both else first == second):

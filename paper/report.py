@@ -25,20 +25,22 @@ SUCCESS = {"accuracy": 0.10, "similarity": 0.03}
 HEAD = """# The paper's experiments, run again
 
 Written by `python paper/report.py` from `paper/runs/`; `make paper` runs what is missing, `python paper/faults.py` the
-rows with faults. The model is {model}. Entries that are in the paper have its method without the faults of its
-published code: one classifier, no KL penalty, all steps trained (preset `paper` of `paper/catalogue.yaml`).
+rows with faults. The model is {model}. {there} of {all} entries have results.
+
+Entries that are in the paper have its method without the faults of its published code: one classifier that hears whole
+windows only, no KL penalty, and all steps trained unless the row says otherwise (preset `paper` of
+`paper/catalogue.yaml`).
 {budget}
 
 A change is trained minus original; brackets have 95% intervals over seeds and clips (seeds are resampled first, then
-the clips of each; with Student's t for few seeds). A training **succeeds** if the interval of its own number is above
-0. It **fails** if the interval contains 0 or less and excludes the smallest gain that the paper calls a success (0.10
-of accuracy, 0.03 of similarity). Otherwise it is undecided. No verdict is given for fewer than three seeds.
+the clips of each; with Student's t for few seeds). A training **succeeds** if the interval of the change is above 0. It
+**fails** if the interval contains 0 or less and excludes the smallest gain that the paper calls a success (0.10 of
+accuracy, 0.03 of similarity). Otherwise it is undecided. No verdict is given for fewer than three seeds.
 {judge}
 """
-BUDGET = """On mini every entry has mini's learning rate ({rate:g}) and clip range ({clip:g}), chosen once on the
-default study, and the same budget of {trajectories} trajectories in {updates} updates, because the published values
-(3e-4 and 1e-4) change nothing in a budget of minutes. The entry `published-clap` has the published values, with 1,024
-trajectories and as many updates."""
+BUDGET = """On mini every entry but one has mini's learning rate ({rate:g}) and clip range ({clip:g}), which were chosen on
+the default study, and the same budget of {trajectories} trajectories in {updates} updates. `published-clap` has the
+published values (3e-4 and 1e-4), with 1,024 trajectories and as many updates."""
 LISTENS = """`listener` took no part in any training and stands for people ([docs/mini.md](../docs/mini.md))."""
 
 
@@ -232,7 +234,8 @@ def main() -> None:
         updates=d.rounds * d.updates_per_round,
     )  # fmt: skip
     on_mini = model == MINI
-    head = HEAD.format(model=model, budget=budget if on_mini else "", judge=LISTENS if on_mini else "")
+    numbers = {"there": len(there), "all": len(results)}
+    head = HEAD.format(model=model, **numbers, budget=budget if on_mini else "", judge=LISTENS if on_mini else "")
     text = [head, table(results)]
     if there:
         write_text(PROJECT / "paper" / f"curves{suffix}.svg", curves(there))

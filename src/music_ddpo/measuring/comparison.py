@@ -14,7 +14,8 @@ from music_ddpo.measuring.experiments import Experiment
 from music_ddpo.measuring.statistics import Estimate, over_runs
 from music_ddpo.measuring.summary import LISTENER
 
-NOT_COMPARED = ("seed", "compute", "weights", "auto", "evaluation.bootstrap", "evaluation.confidence")
+ROUNDING = ("compute.device", "compute.processes", "compute.batch", "compute.decode_batch")
+NOT_COMPARED = ("seed", *ROUNDING, "weights", "auto", "evaluation.bootstrap", "evaluation.confidence")
 
 
 @dataclass(frozen=True)
