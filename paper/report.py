@@ -38,8 +38,8 @@ the clips of each; with Student's t for few seeds). A training **succeeds** if t
 accuracy, 0.03 of similarity). Otherwise it is undecided. No verdict is given for fewer than three seeds.
 {judge}
 """
-BUDGET = """On mini every entry but one has mini's learning rate ({rate:g}) and clip range ({clip:g}), which were chosen on
-the default study, and the same budget of {trajectories} trajectories in {updates} updates. `published-clap` has the
+BUDGET = """On mini every entry but one has mini's learning rate ({rate:g}) and clip range ({clip:g}), chosen on the
+default study, and the same budget of {trajectories} trajectories in {updates} updates. `published-clap` has the
 published values (3e-4 and 1e-4), with 1,024 trajectories and as many updates."""
 LISTENS = """`listener` took no part in any training and stands for people ([docs/mini.md](../docs/mini.md))."""
 
