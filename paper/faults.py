@@ -48,6 +48,8 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "clap-one-prompt": ("clap", PAPER | ONE, (NONE, "swapped", "speed", "prompts", ALL)),
     "clap-four-prompts": ("clap", PAPER, (NONE, "last prompt", "swapped", "speed", "prompts", ALL)),
     "clap-forty-prompts": ("clap", PAPER | MANY, (NONE, "last prompt", "swapped", "speed", "prompts", ALL)),
+    # mini needs no guidance, and without it "swapped" has the negative prompt's states only
+    "clap-guidance": ("clap", PAPER | {"guidance_scale": 2.0}, (NONE, "swapped", ALL)),
     "emopia-four-prompts": ("emopia", PAPER, (NONE, "last prompt", "swapped", "prompts", ALL)),
 }
 
