@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -104,6 +105,8 @@ def test_experiments_are_grouped_by_what_differs_apart_from_the_seed():
     assert four.changed == "steps=4, prompts.instruments=['piano']"
     assert five.changed == "steps=5, prompts.instruments=['flute']"
     assert comparison.groups([a, b])[0].changed == "the same params"
+    both = replace(a, params=a.params | {"rewards": ["clap", "emopia"]})
+    assert len(comparison.groups([a, both])) == 1  # the adapter is the same, whatever else the study has trained
     assert four.change("emopia").value == pytest.approx((0.5 + 0.0) / 2)
     assert four.change("emopia", "happy").value == pytest.approx(0.5)  # of the even clips: 0 before, then all or none
     assert [x.value for x in four.instrument()] == [1.0, 0.5, -0.5]

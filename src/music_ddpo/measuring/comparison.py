@@ -15,7 +15,7 @@ from music_ddpo.measuring.statistics import Estimate, over_runs
 from music_ddpo.measuring.summary import LISTENER
 
 ROUNDING = ("compute.device", "compute.processes", "compute.batch", "compute.decode_batch")
-NOT_COMPARED = ("seed", *ROUNDING, "weights", "auto", "evaluation.bootstrap", "evaluation.confidence")
+NOT_COMPARED = ("seed", "rewards", *ROUNDING, "weights", "auto", "evaluation.bootstrap", "evaluation.confidence")
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def picture(compared: Sequence[Group]) -> str:
             for e in group.experiments:
                 before, after = e.study.paired(judge, group.adapter, None)
                 rows.append(row | {"seed": float(after.mean() - before.mean())})
-    y = {"field": "group", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 500}}
+    y = {"field": "group", "type": "nominal", "sort": None, "title": None, "axis": {"labelLimit": 900}}
     x = {"type": "quantitative", "title": "trained minus original"}
     colour = {"field": "kind", "type": "nominal", "title": None, "scale": {"range": ["#0072b2", "#e69f00"]}}
     spec = {
