@@ -73,6 +73,7 @@ def params_for(setting: Setting, trajectories: int | None = None) -> Params:
         "trajectories_per_round": trajectories or setting.trajectories,
         "updates_per_round": setting.updates,
         "timesteps": setting.timesteps,
+        "kl": 0.0,  # the reference has no penalty
     }
     return parse(content)
 
