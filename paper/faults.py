@@ -20,6 +20,7 @@ import published
 from catalogue import PROJECT, RUNS, entries
 from records import is_current, write
 
+from music_ddpo.core.errors import UserError
 from music_ddpo.core.params import Params
 from music_ddpo.core.prompts import make_prompts
 from music_ddpo.machine.batches import choose
@@ -78,13 +79,12 @@ def jobs() -> list[Faulty]:
         for choice in choices:
             faults = {NONE: (), ALL: EVERY}.get(choice, (choice,))
             found += [Faulty(name_of(setting, choice, s), reward, s, changes, faults=faults) for s in SEEDS]
-    for entry in entries():
-        if entry.trains is False and entry.shares == entry.name:
-            found += [
-                Faulty(f"{entry.run(s).name}-published", entry.reward, s, entry.changes, faults=EVERY)
-                for s in entry.seeds[: len(SEEDS)]
-            ]
-    return found
+    failures: dict[str, Faulty] = {}  # by name: some entries share their experiments
+    for entry in (entry for entry in entries() if entry.trains is False):
+        for seed in entry.seeds[: len(SEEDS)]:
+            name = f"{entry.run(seed).name}-published"
+            failures[name] = Faulty(name, entry.reward, seed, entry.changes, faults=EVERY)
+    return [*found, *failures.values()]
 
 
 def train_and_judge(job: Faulty) -> Experiment:
@@ -146,4 +146,7 @@ def kept(job: Faulty) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"Error: {error}")

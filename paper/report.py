@@ -13,6 +13,7 @@ import vl_convert
 from catalogue import MINI, PROJECT, RUNS, Entry, entries
 from records import is_current, read, same
 
+from music_ddpo.core.errors import UserError
 from music_ddpo.core.files import read_json, write_text
 from music_ddpo.measuring.comparison import Group
 from music_ddpo.measuring.experiments import Experiment
@@ -247,4 +248,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"Error: {error}")

@@ -449,10 +449,6 @@ class Fixed(Reward):
         self.name, self.lowest, self.highest = name, lowest, highest
         self.judgement = Judgement(torch.tensor(value), torch.tensor(margin), correct=torch.tensor([1.0, 0.0]))
 
-    @classmethod
-    def load(cls, models, device):
-        raise NotImplementedError
-
     def judge(self, waveforms, sample_rate, prompts):
         return self.judgement
 
