@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +22,8 @@ from music_ddpo.measuring.experiments import Experiment
 from music_ddpo.measuring.statistics import Estimate
 from music_ddpo.measuring.summary import LISTENER
 
+CORRECT, PUBLISHED = "correct code", "published faults"
+COLUMNS = 4  # panels in a row
 ENOUGH = 3  # seeds, for a verdict
 # The smallest gain that the paper reports as a success (table 2). A training that may have gained more has not failed.
 SUCCESS = {"accuracy": 0.10, "similarity": 0.03}
@@ -186,41 +190,75 @@ def _names(setting: str, choice: str) -> set[str]:
 
 
 def curves(results: Sequence[Result]) -> str:
-    """The reward curves as SVG, a panel for each entry; a thin line for each seed, their mean thick."""
-    rows: list[dict[str, Any]] = []
+    """The reward curves as SVG, a row for each figure of the paper and one or two for the other groups of entries.
+
+    A thin line is a seed; the thick one their mean, with a band of one standard deviation.
+    """
+    rows: dict[str, dict[str, Result]] = {}
     for r in results:
-        if r.entry.shares != r.entry.name:
-            continue
-        for group, kind in ((r.correct, "correct code"), (r.published, "published faults")):
-            for e in group.experiments if group else ():
-                title = f"{r.entry.name} ({r.entry.reward})"
-                points = enumerate(e.curves[r.entry.reward], 1)
-                rows += [{"entry": title, "kind": kind, "seed": e.seed, "round": n, "reward": x} for n, x in points]
-    x = {"field": "round", "type": "quantitative", "title": "round"}
-    y: dict[str, Any] = {"type": "quantitative", "title": "reward", "scale": {"zero": False}}
-    colour = {"field": "kind", "type": "nominal", "title": None, "scale": {"range": ["#0072b2", "#e69f00"]}}
-    thin = {"type": "line", "strokeWidth": 1, "opacity": 0.4}
-    band = {"type": "errorband", "extent": "stdev", "opacity": 0.15}
-    mean = y | {"field": "reward", "aggregate": "mean"}
+        if r.entry.shares in (r.entry.name, "5-random-seeds"):  # those that only judge by another number have no own
+            for row, panel in panels(r.entry):
+                rows.setdefault(row, {})[panel] = r
+    lines = []
+    for found in rows.values():  # in the order of the catalogue, which is that of the paper
+        drawn = [_panel(panel, found[panel]) for panel in sorted(found)]
+        lines += [{"hconcat": drawn[i : i + COLUMNS]} for i in range(0, len(drawn), COLUMNS)]
     spec = {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-        "data": {"values": rows},
-        "facet": {"field": "entry", "type": "nominal", "sort": None, "title": None},
-        "columns": 4,
-        "spec": {
-            "width": 190,
-            "height": 120,
-            "encoding": {"x": x, "color": colour | {"legend": {"orient": "top"}}},
-            "layer": [
-                {"mark": thin, "encoding": {"y": y | {"field": "reward"}, "detail": {"field": "seed"}}},
-                {"mark": band, "encoding": {"y": y | {"field": "reward"}}},
-                {"mark": {"type": "line", "strokeWidth": 3}, "encoding": {"y": mean}},
-            ],
+        "vconcat": lines,
+        "config": {
+            "background": "white",
+            "legend": {"orient": "top"},
+            "title": {"anchor": "start", "fontSize": 11, "subtitleFontSize": 10},
         },
-        "resolve": {"scale": {"y": "independent", "x": "independent"}},
-        "config": {"background": "white"},
     }
     return vl_convert.vegalite_to_svg(spec)
+
+
+def panels(entry: Entry) -> list[tuple[str, str]]:
+    """Where its curves are drawn: for each place the row, and the title of the panel."""
+    group = entry.name.split("-")[0]
+    found = re.findall(r"\b(\d) ([a-d])\b", entry.where) if group.isdigit() else []
+    letters: dict[str, list[str]] = {}
+    for figure, letter in found:
+        letters.setdefault(figure, []).append(letter)
+    return [(figure, f"{figure} {', '.join(own)}") for figure, own in letters.items()] or [(group, entry.name)]
+
+
+def _panel(title: str, r: Result) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = []
+    for group, kind in ((r.correct, CORRECT), (r.published, PUBLISHED)):
+        for e in group.experiments if group else ():
+            points = enumerate(e.curves[r.entry.reward], 1)
+            rows += [{"kind": kind, "seed": e.seed, "round": n, "reward": x} for n, x in points]
+    reported = {True: "trains", False: "fails", None: "not tried"}[r.entry.trains]
+    y: dict[str, Any] = {"type": "quantitative", "title": f"{r.entry.reward} reward", "scale": {"zero": False}}
+    mean = y | {"field": "reward", "aggregate": "mean"}
+    colour = {"scale": {"domain": [CORRECT, PUBLISHED], "range": ["#0072b2", "#e69f00"]}, "title": None}
+    return {
+        "width": 190,
+        "height": 110,
+        "title": {
+            "text": textwrap.wrap(f"{title}: {r.entry.tests}", 36),
+            "subtitle": [f"the paper: {reported}", *textwrap.wrap(f"here: {r.verdict}", 40)],
+        },
+        "data": {"values": rows},
+        "encoding": {
+            "x": {"field": "round", "type": "quantitative", "title": "round"},
+            "color": {"field": "kind", "type": "nominal", **colour},
+        },
+        "layer": [
+            {
+                "mark": {"type": "line", "strokeWidth": 1, "opacity": 0.4},
+                "encoding": {"y": y | {"field": "reward"}, "detail": {"field": "seed"}},
+            },
+            {
+                "mark": {"type": "errorband", "extent": "stdev", "opacity": 0.15},
+                "encoding": {"y": y | {"field": "reward"}},
+            },
+            {"mark": {"type": "line", "strokeWidth": 3}, "encoding": {"y": mean}},
+        ],
+    }
 
 
 def main() -> None:
@@ -239,7 +277,7 @@ def main() -> None:
     head = HEAD.format(model=model, **numbers, budget=budget if on_mini else "", judge=LISTENS if on_mini else "")
     text = [head, table(results)]
     if there:
-        write_text(PROJECT / "paper" / f"curves{suffix}.svg", curves(there))
+        write_text(PROJECT / "paper" / f"curves{suffix}.svg", curves(results))
         text += [f"![Reward curves](curves{suffix}.svg)\n", "## Each run\n", each_seed(there)]
     if on_mini:
         text += ["## The faults of the published code, one by one\n", "See `paper/published.py`.\n", fault_table()]

@@ -283,6 +283,15 @@ def test_the_report_is_written_from_what_there_is(tmp_path, monkeypatch):
     assert "704 trajectories in 44 updates" in text
 
 
+def test_curves_are_drawn_where_the_paper_has_them():
+    places = {entry.name: report.panels(entry) for entry in catalogue.entries()}
+    assert places["5-random-seeds"] == [("5", "5 a, b")]
+    assert places["6-piano"] == [("5", "5 c"), ("6", "6 a")]
+    assert places["8-ten-seconds"] == [("8", "8 d")]
+    assert places["6-ten-instruments"] == [("6", "6-ten-instruments")]  # in no figure of the paper
+    assert places["published-clap"] == [("published", "published-clap")]
+
+
 def test_the_fault_jobs_are_every_choice_and_the_papers_failures():
     found = {job.setting: job for job in faults.jobs()}
     assert len(found) == len(faults.jobs())

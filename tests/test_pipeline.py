@@ -167,9 +167,9 @@ def test_queued_experiments_run_their_own_code_share_the_weights_and_draw_their_
                 with suppress(FileNotFoundError):  # an experiment that has ended removes its folder
                     linked = path.is_symlink() or path.stat().st_nlink > 1
                     (shared if linked else copied).add(path.parts[-5])
-            # Asked of git: it packs references while this runs, and then the files under .git/refs are gone.
-            references = succeed(study, "git", "for-each-ref", "--format=%(refname:lstrip=-1) %(objectname)", "refs/exps")
-            ended = dict(line.split() for line in references.splitlines() if line.startswith("drawn-"))
+            # Asked of git, because the files under .git/refs go when it packs them.
+            named = succeed(study, "git", "for-each-ref", "--format=%(refname:lstrip=-1) %(objectname)", "refs/exps")
+            ended = dict(line.split() for line in named.splitlines() if line.startswith("drawn-"))
             time.sleep(0.1)
         assert set(ended) == set(names), run(study, "dvc", "queue", "status").stdout
     finally:
