@@ -132,8 +132,13 @@ def main() -> None:
     chosen = [job for job in jobs() if not options.names or any(name in job.setting for name in options.names)]
     todo = [job for job in chosen if not kept(job)]
     print(f"{len(chosen)} trainings, {len(todo)} to do, {options.jobs} at a time", flush=True)
-    for job, experiment in in_processes(todo, train_and_judge, options.jobs):
-        write(job.record, experiment, _settings(job))  # type: ignore[attr-defined]
+    for _ in in_processes(todo, run, options.jobs):
+        pass
+
+
+def run(job: Faulty) -> None:
+    """Trains and judges, and keeps the result."""
+    write(job.record, train_and_judge(job), _settings(job))
 
 
 def _settings(job: Faulty) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,6 +30,8 @@ import published
 import records
 import report
 import run
+
+import trials
 
 sys.path.append(str(PROJECT / "stages"))
 
@@ -306,13 +308,25 @@ def test_the_fault_jobs_are_every_choice_and_the_papers_failures():
 # The published faults
 
 
+@dataclass(frozen=True, eq=False)
+class Kept(faults.Faulty):
+    """A job whose result is kept in another folder."""
+
+    folder: Path = Path()
+
+    @property
+    def record(self) -> Path:
+        return self.folder / "run.json"
+
+
 @pytest.mark.filterwarnings("ignore:reward")
 @pytest.mark.parametrize("chosen", [(), faults.EVERY])
 def test_a_training_with_faults_ends_with_a_record_that_the_report_can_read(tmp_path, chosen):
     changes = SMALL | {"judges": ["clap", "emopia", "listener"], "ddpo.kl": 0.0, "steps": 3}
-    found = faults.train_and_judge(faults.Faulty("name", "clap", 3, changes, faults=chosen))
-    records.write(tmp_path / "run.json", found, {})
-    group = Group("name", "clap", [records.read(tmp_path / "run.json")])
+    job = Kept("name", "clap", 3, changes, faults=chosen, folder=tmp_path)
+    assert list(trials.in_processes([job], faults.run, 1)) == [(job, None)]
+    found = records.read(job.record)
+    group = Group("name", "clap", [found])
     assert group.instrument() is not None
     assert len(found.curves["clap"]) == SMALL["ddpo.rounds"]
     (entry, *_) = catalogue.entries("5-19-steps")
