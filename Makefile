@@ -55,7 +55,7 @@ MODEL := mini
 paper: $(VENV)/ready
 	dvc repro fetch
 	python paper/run.py --figure "$(FIGURE)" --jobs $(JOBS) --model $(MODEL)
-	python paper/report.py $(MODEL)
+	python paper/results.py $(MODEL)
 
 clean:
 	rm -rf $(VENV)

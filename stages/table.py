@@ -5,43 +5,24 @@ from pathlib import Path
 import click
 
 import beside  # noqa: F401
-from music_ddpo.core.files import content_of, read_json, read_seed, write_json, write_text
+from music_ddpo.core.files import content_of, write_json, write_text
 from music_ddpo.core.params import Params
 from music_ddpo.machine.stage import stage
 from music_ddpo.measuring import feature_tables, leftovers, tables
-from music_ddpo.measuring.feature_study import FeatureStudy, read_features
-from music_ddpo.measuring.study import Study, read_scores
+from music_ddpo.measuring.results import read_music, read_study
 
 
 @stage
 def table(params: Params) -> None:
     """Writes metrics/accuracy.json, metrics/features.json, metrics/table.md, and the plots."""
-    baseline, each = Path("metrics/clips/baseline.csv"), params.evaluation.clips_per_emotion
-    original = read_scores(baseline, each)
-    study = Study(
-        original=original,
-        trained={r: read_scores(f"metrics/clips/{r}.csv", each, original, baseline) for r in params.rewards},
-        rewards={reward: list(params.mixtures.get(reward, [reward])) for reward in params.rewards},
-        reference=read_json("models/reference.json", dict[str, dict[str, dict[str, float]]]),
-        settings=params.evaluation,
-        seed=read_seed(),
-    )
-    scored = {"baseline": original, **study.trained}
-    described = {
-        name: read_features(f"metrics/features/{name}.csv", table, f"metrics/clips/{name}.csv")
-        for name, table in scored.items()
-    }
-    music = FeatureStudy(
-        original=described.pop("baseline"),
-        trained=described,
-        reference=read_json("models/features.json", dict[str, dict[str, dict[str, float]]]),
-        settings=params.evaluation,
-        seed=study.seed,
-    )
+    study = read_study(params)
+    music = read_music(study)
     with content_of(*[f"metrics/clips/{name}.csv" for name in ("baseline", *params.rewards)]):
         metrics, plots, text = tables.metrics(study), tables.plots(study), tables.markdown(study)
         picture = tables.picture(plots["accuracy.csv"])
-    with content_of("models/features.json", *[f"metrics/features/{name}.csv" for name in scored]):
+    with content_of(
+        "models/features.json", *[f"metrics/features/{name}.csv" for name in ("baseline", *params.rewards)]
+    ):
         features, points = feature_tables.metrics(music), feature_tables.plot(music)
         plots["features.csv"], text = points, text + feature_tables.markdown(music)
         panels = feature_tables.picture(points)

@@ -28,9 +28,9 @@ import catalogue
 import faults
 import published
 import records
-import report
 import run
 
+import results
 import trials
 
 sys.path.append(str(PROJECT / "stages"))
@@ -40,7 +40,7 @@ def test_every_entry_has_valid_params_and_three_seeds_or_more():
     entries = catalogue.entries()
     assert {"5-random-seeds", "8-ten-seconds", "table2-clap-200-steps", "turned-emopia"} <= {e.name for e in entries}
     for entry in entries:
-        assert len(set(entry.seeds)) >= report.ENOUGH
+        assert len(set(entry.seeds)) >= results.ENOUGH
         assert entry.trains in (True, False, None)
         for model in ("mini", "audioldm2-music"):
             params = entry.run(entry.seeds[0], model).params
@@ -154,8 +154,8 @@ def test_finished_experiments_are_kept_and_those_of_other_params_are_not(tmp_pat
     assert run.collect([right, wrong, absent]) == [right]
     assert [run.kept(x) for x in (right, wrong, absent)] == [True, False, False]
     assert run.collect([right, wrong, absent]) == []
-    monkeypatch.setattr(report, "RUNS", tmp_path)
-    result = report.result(entry)
+    monkeypatch.setattr(results, "RUNS", tmp_path)
+    result = results.result(entry)
     assert [e.seed for e in result.correct.experiments] == [777]
     assert result.verdict == "fewer than 3 seeds"
 
@@ -265,28 +265,28 @@ def test_verdicts(trains, correct, faulty, verdict):
         runs and Group("", "emopia", [experiment(seed, *clips) for seed, clips in enumerate(runs)])
         for runs in (correct, faulty)
     ]
-    result = report.Result(replace(entry, trains=trains), *groups)
+    result = results.Result(replace(entry, trains=trains), *groups)
     assert result.verdict == verdict
-    row = report.table([result]).splitlines()[2]
+    row = results.table([result]).splitlines()[2]
     assert row.endswith(f"| {verdict} |")
     if correct:
         rose = sum(sum(after) > sum(before) for before, after in correct)
         assert f"| {rose} of {len(correct)} |" in row
-        assert report.curves([result]).startswith("<svg")
-        assert report.each_seed([result]).count("\n| 8-ten-seconds, seed") == len(correct) + len(faulty or [])
+        assert results.curves([result]).startswith("<svg")
+        assert results.each_seed([result]).count("\n| 8-ten-seconds, seed") == len(correct) + len(faulty or [])
 
 
 def test_the_report_is_written_from_what_there_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "PROJECT", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["report.py"])
-    report.main()
+    monkeypatch.setattr(results, "PROJECT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["results.py"])
+    results.main()
     text = (tmp_path / "paper" / "results.md").read_text()
     assert text.count("\n| figure 8 ") == 4
     assert "704 trajectories in 44 updates" in text
 
 
 def test_curves_are_drawn_where_the_paper_has_them():
-    places = {entry.name: report.panels(entry) for entry in catalogue.entries()}
+    places = {entry.name: results.panels(entry) for entry in catalogue.entries()}
     assert places["5-random-seeds"] == [("5", "5 a, b")]
     assert places["6-piano"] == [("5", "5 c"), ("6", "6 a")]
     assert places["8-ten-seconds"] == [("8", "8 d")]
@@ -330,7 +330,7 @@ def test_a_training_with_faults_ends_with_a_record_that_the_report_can_read(tmp_
     assert group.instrument() is not None
     assert len(found.curves["clap"]) == SMALL["ddpo.rounds"]
     (entry, *_) = catalogue.entries("5-19-steps")
-    assert "| 1 |" in report.table([report.Result(entry, group, None)])
+    assert "| 1 |" in results.table([results.Result(entry, group, None)])
 
 
 @pytest.fixture(scope="module")

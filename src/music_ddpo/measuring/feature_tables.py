@@ -137,7 +137,7 @@ def picture(data: pd.DataFrame) -> str:
             "domain": [REAL, *models],
             "range": ["#000000", "#9aa0a6", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9"],
         },
-        "legend": {"orient": "top"},
+        "legend": {"orient": "top", "columnPadding": 24},
     }
     offset = {"xOffset": {"field": "model", "type": "nominal", "sort": models}}
     spec = {

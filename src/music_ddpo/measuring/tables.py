@@ -176,7 +176,7 @@ def picture(accuracy: pd.DataFrame) -> str:
         "sort": models,
         "title": None,
         "scale": {"domain": models, "range": list(colours.values())},
-        "legend": {"orient": "top"},
+        "legend": {"orient": "top", "columnPadding": 24},
     }
     spec = {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",

@@ -1,4 +1,4 @@
-"""Writes paper/results.md and paper/curves.svg from what paper/runs/ has: python paper/report.py [MODEL]."""
+"""Writes paper/results.md and paper/curves.svg from what paper/runs/ has: python paper/results.py [MODEL]."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ENOUGH = 3  # seeds, for a verdict
 SUCCESS = {"accuracy": 0.10, "similarity": 0.03}
 HEAD = """# The paper's experiments, run again
 
-Written by `python paper/report.py` from `paper/runs/`; `make paper` runs what is missing, `python paper/faults.py` the
+Written by `python paper/results.py` from `paper/runs/`; `make paper` runs what is missing, `python paper/faults.py` the
 rows with faults. The model is {model}. {there} of {all} entries have results.
 
 Entries that are in the paper have its method without the faults of its published code: one classifier that hears whole
