@@ -124,11 +124,11 @@ def test_a_new_reward_trains_and_generates_nothing_else_and_a_former_one_is_put_
         judges = ["clap", "emopia", "held_out", "bright"]
         new = {f"{stage}@bright" for stage in ("train", "generate", "evaluate", "features-trained", "card")}
         set_params(study, **STUDY | {"judges": judges, "rewards": ["emopia", "bright"]})
-        assert stale(study) == {"fetch", "score", "evaluate@emopia", "table", *new}
+        assert stale(study) == {"fetch", "score", "evaluate@emopia", "table", "report", *new}
         set_params(study, **STUDY | {"judges": judges, "rewards": ["bright"]})
         output = succeed(study, "dvc", "repro")
         ran = {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")}
-        assert ran == {"check", "fetch", "score", "table", *new}
+        assert ran == {"check", "fetch", "score", "table", "report", *new}
         assert "emopia is no longer in `rewards`" in output
         table = (study / "metrics" / "table.md").read_text()
         assert "| bright | bright centroid |" in table

@@ -1,10 +1,11 @@
-"""The command `music-ddpo`: clips from prompts, a check before a training, experiments compared, params explained."""
+"""The command `music-ddpo`: clips, a check before a training, experiments compared, a listening test, params."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+import secrets
 import sys
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
@@ -181,6 +182,58 @@ def compare(experiments: tuple[str, ...], everything: bool, plot: Path | None) -
             write_text(plot, comparison.picture(found))
     except UserError as error:
         raise click.ClickException(str(error)) from error
+
+
+@main.command()
+@click.option("--question", default="Which sounds more {emotion}?", show_default=True, callback=_plain, metavar="TEXT")
+@click.option("--systems", metavar="NAMES", help="original and adapters, with commas; all if not given.")
+@click.option("--pairs", type=click.IntRange(1, 10_000), default=40, show_default=True, help="Pairs for each rater.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws pairs, orders and sides.")
+@click.option(
+    "--votes", "path", default=Path("votes/votes.jsonl"), show_default=True, type=click.Path(path_type=Path),
+    metavar="FILE", help="Where the votes are kept; a test that was interrupted goes on.",
+)  # fmt: skip
+@click.option("--host", default="127.0.0.1", show_default=True, help="Another address needs the token that is printed.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
+def listen(question: str, systems: str | None, pairs: int, seed: int, path: Path, host: str, port: int) -> None:
+    """Serves a blind listening test on this machine: pairs of clips from the same noise, A and B.
+
+    Run it in the project's folder, after `dvc repro`. Raters give a name or code of their own; each vote is on disk
+    before the next pair appears. Ctrl-C ends it; the same command goes on. `music-ddpo votes` shows the result.
+    """
+    from music_ddpo.blindtest import server  # late: they import torch, starlette and librosa
+    from music_ddpo.blindtest.pairs import ORIGINAL, make_plan
+    from music_ddpo.blindtest.votes import Box
+    from music_ddpo.core.params_file import load
+
+    try:
+        settings = load()
+        chosen = [ORIGINAL, *settings.rewards] if systems is None else [name.strip() for name in systems.split(",")]
+        plan = make_plan(settings, chosen, pairs, question, seed)
+        box = Box(path, plan.identity())
+    except UserError as error:
+        raise click.ClickException(str(error)) from error
+    local = host in ("127.0.0.1", "localhost", "::1")
+    token = None if local else secrets.token_urlsafe(16)
+    hosts = ["127.0.0.1", "localhost"] if local else ["*"]
+    address = f"http://{host}:{port}/" + (f"?token={token}" if token else "")
+    click.echo(f"{len(plan.pairs)} pairs of {', '.join(chosen)}. Open {address} (Ctrl-C ends it; votes are in {path}).")
+    server.serve(server.make_app(plan, box, hosts, token), host, port)
+
+
+@main.command()
+@click.argument("path", default=Path("votes/votes.jsonl"), type=click.Path(path_type=Path), metavar="[FILE]")
+@click.option("--json", "as_json", is_flag=True, help="Print numbers for a program.")
+def votes(path: Path, as_json: bool) -> None:
+    """Shows what the votes of `music-ddpo listen` say: preferences with intervals, and agreement."""
+    from music_ddpo.blindtest import analysis
+    from music_ddpo.blindtest.votes import read
+
+    try:
+        ballot = read(path)
+    except UserError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(json.dumps(analysis.content(ballot), indent=2) if as_json else analysis.markdown(ballot))
 
 
 @main.command()

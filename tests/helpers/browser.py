@@ -20,8 +20,8 @@ WIDTHS = {"wide": 1280, "narrow": 390}  # pixels: a laptop's window, and a phone
 
 
 @contextmanager
-def browser(width: int = 1280, height: int = 900) -> Iterator[webdriver.Chrome]:
-    """Chromium with the network switched off; it plays sound without a click of the user."""
+def browser(width: int = 1280, height: int = 900, offline: bool = True) -> Iterator[webdriver.Chrome]:
+    """Chromium, by default with the network switched off; it plays sound without a click of the user."""
     options = Options()
     options.binary_location = BROWSER or ""
     for argument in (
@@ -35,8 +35,8 @@ def browser(width: int = 1280, height: int = 900) -> Iterator[webdriver.Chrome]:
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         driver.execute_cdp_cmd("Network.enable", {})
-        offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
-        driver.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
+        conditions = {"offline": offline, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        driver.execute_cdp_cmd("Network.emulateNetworkConditions", conditions)
         yield driver
     finally:
         driver.quit()

@@ -1,0 +1,179 @@
+"""What votes say: preferences with intervals, Bradley-Terry strengths, agreement between raters and with themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import choix
+import krippendorff
+import numpy as np
+
+from music_ddpo.blindtest.votes import Ballot, Vote
+from music_ddpo.measuring.statistics import Estimate, proportion
+
+CONFIDENCE = 0.95
+RESAMPLES = 1000
+PRIOR = 0.01  # of choix: keeps strengths finite where a system has won or lost every vote
+CHOICES = ("first", "second", "tie", "bad")
+
+
+def counts(votes: Sequence[Vote], systems: tuple[str, str]) -> dict[str, int]:
+    """How often each of two systems was preferred ("first", "second"), and how often neither was ("tie", "bad")."""
+    found = dict.fromkeys(CHOICES, 0)
+    for vote in votes:
+        if {vote.a, vote.b} == set(systems):
+            found[_choice(vote, systems)] += 1
+    return found
+
+
+def preference(votes: Sequence[Vote], systems: tuple[str, str]) -> Estimate | None:
+    """The share of the first system among the votes that prefer one, with Wilson's interval; None without such votes.
+
+    Votes are taken as independent, which those of one rater, or on one pair, are not quite.
+    """
+    found = counts(votes, systems)
+    decided = found["first"] + found["second"]
+    return proportion(found["first"], decided, CONFIDENCE) if decided else None
+
+
+def strengths(votes: Sequence[Vote], systems: Sequence[str]) -> dict[str, Estimate]:
+    """Bradley-Terry strengths in logits, relative to the first system, with percentile intervals over the pairs.
+
+    A system beats another with probability sigmoid(difference). Ties and "both bad" are left out. The pairs are
+    resampled with all votes on them, since votes on one pair depend on each other.
+    """
+    place = {system: i for i, system in enumerate(systems)}
+    by_pair: dict[int, list[tuple[int, int]]] = {}
+    for vote in votes:
+        if vote.winner is not None:
+            loser = vote.b if vote.winner == vote.a else vote.a
+            by_pair.setdefault(vote.pair, []).append((place[vote.winner], place[loser]))
+    if not by_pair:
+        return {}
+    pairs = list(by_pair.values())
+    random = np.random.default_rng(0)
+    drawn = random.integers(len(pairs), size=(RESAMPLES, len(pairs)))
+    sampled = np.stack([_fit(len(systems), [duel for i in row for duel in pairs[i]]) for row in drawn])
+    value = _fit(len(systems), [duel for duels in pairs for duel in duels])
+    low, high = np.quantile(sampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
+    used = sum(map(len, pairs))
+    return {s: Estimate(float(value[i]), float(low[i]), float(high[i]), used) for s, i in place.items()}
+
+
+def _fit(systems: int, duels: Sequence[tuple[int, int]]) -> np.ndarray:
+    found = choix.ilsr_pairwise(systems, duels, alpha=PRIOR)
+    return found - found[0]
+
+
+def consistency(votes: Sequence[Vote]) -> Estimate | None:
+    """How often a rater gives the same answer to a pair that comes back swapped; None without such pairs."""
+    first = {(vote.rater, vote.pair): vote for vote in votes if not vote.repeated}
+    both = [
+        (first[vote.rater, vote.pair], vote) for vote in votes if vote.repeated and (vote.rater, vote.pair) in first
+    ]
+    same = sum(_answer(one) == _answer(other) for one, other in both)
+    return proportion(same, len(both), CONFIDENCE) if both else None
+
+
+def agreement(votes: Sequence[Vote]) -> tuple[Estimate, float] | None:
+    """Between raters: how often two give the same answer to a pair, and Krippendorff's alpha (nominal).
+
+    Alpha is 1 for full agreement and 0 for that of chance; NaN if all answers are the same. None if no pair has the
+    votes of two raters.
+    """
+    heard: dict[int, dict[str, str]] = {}
+    for vote in votes:
+        if not vote.repeated:
+            heard.setdefault(vote.pair, {})[vote.rater] = _answer(vote)
+    shared = [by_rater for by_rater in heard.values() if len(by_rater) > 1]
+    if not shared:
+        return None
+    same = [one == other for by_rater in shared for one, other in combinations(by_rater.values(), 2)]
+    answers = sorted({answer for by_rater in shared for answer in by_rater.values()})
+    table = np.array([[sum(x == answer for x in by_rater.values()) for answer in answers] for by_rater in shared])
+    alpha = krippendorff.alpha(value_counts=table, level_of_measurement="nominal") if len(answers) > 1 else np.nan
+    return proportion(sum(same), len(same), CONFIDENCE), float(alpha)
+
+
+def _choice(vote: Vote, systems: tuple[str, str]) -> str:
+    return vote.answer if vote.winner is None else ("first" if vote.winner == systems[0] else "second")
+
+
+def _answer(vote: Vote) -> str:
+    """The answer whatever side the systems were on."""
+    return vote.winner or vote.answer
+
+
+def markdown(ballot: Ballot) -> str:
+    """The tables of a test."""
+    votes, systems = ballot.votes, ballot.plan["systems"]
+    raters = sorted({vote.rater for vote in votes})
+    simulated = sorted({vote.simulated for vote in votes if vote.simulated})
+    once = [vote for vote in votes if not vote.repeated]
+    lines = [f"# {ballot.plan['question']}", ""]
+    if simulated:
+        lines += [f"**Simulated votes**, of no person: {', '.join(simulated)}.", ""]
+    lines += [
+        f"{len(once)} votes of {len(raters)} rater{'s' * (len(raters) != 1)} on {len(ballot.plan['pairs'])} pairs, and "
+        f"{len(votes) - len(once)} on pairs that came back. These only count for consistency.",
+        "",
+        "| first | second | emotion | first preferred | second preferred | no difference | both bad | share of first |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    emotions = list(dict.fromkeys(pair["emotion"] for pair in ballot.plan["pairs"]))
+    for one, other in combinations(systems, 2):
+        for emotion in (None, *emotions):
+            own = [vote for vote in once if emotion in (None, vote.emotion)]
+            numbers, share = counts(own, (other, one)), preference(own, (other, one))
+            cells = [other, one, emotion or "**all**", *map(str, numbers.values()), str(share or "-")]
+            lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Shares are of the votes that prefer one of the two, with 95% intervals (Wilson)."]
+    lines += _strengths(once, systems) if len(systems) > 2 else []
+    lines += ["", "## Agreement", ""]
+    own_again, between = consistency(votes), agreement(votes)
+    lines.append(f"With themselves, on pairs that came back swapped: {_share(own_again)}.")
+    lines.append(f"Between raters, two on the same pair: {_share(between and between[0])}.")
+    if between is not None:
+        alpha = "not defined, all answers are the same" if np.isnan(between[1]) else f"{between[1]:.2f}"
+        lines.append(f"Krippendorff's alpha (1 is full agreement, 0 that of chance): {alpha}.")
+    return "\n".join(lines) + "\n"
+
+
+def _strengths(votes: Sequence[Vote], systems: Sequence[str]) -> list[str]:
+    found = strengths(votes, systems)
+    lines = ["", "## Strengths (Bradley-Terry)", "", "| system | logits above the first |", "|---|---|"]
+    lines += [
+        f"| {system} | {estimate.signed() if system != systems[0] else '0'} |" for system, estimate in found.items()
+    ]
+    return [*lines, "", "Intervals are over the pairs."]
+
+
+def _share(estimate: Estimate | None) -> str:
+    return "no pairs yet" if estimate is None else f"{estimate} of {estimate.clips}"
+
+
+def content(ballot: Ballot) -> dict[str, Any]:
+    """The same as numbers, for a program."""
+    once = [vote for vote in ballot.votes if not vote.repeated]
+    systems = ballot.plan["systems"]
+    of = _numbers
+    between = agreement(ballot.votes)
+    return {
+        "question": ballot.plan["question"],
+        "raters": len({vote.rater for vote in ballot.votes}),
+        "votes": len(once),
+        "simulated": sorted({vote.simulated for vote in ballot.votes if vote.simulated}),
+        "pairs": [
+            {"first": other, "second": one} | counts(once, (other, one)) | of(preference(once, (other, one)), "share")
+            for one, other in combinations(systems, 2)
+        ],
+        "strengths": {s: of(e, "logits") for s, e in strengths(once, systems).items()} if len(systems) > 2 else {},
+        "consistency": of(consistency(ballot.votes), "share"),
+        "agreement": of(between and between[0], "share"),
+    }
+
+
+def _numbers(estimate: Estimate | None, name: str) -> dict[str, Any]:
+    return {} if estimate is None else estimate.as_dict(name)
