@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import faults
 import vl_convert
-from catalogue import MINI, PROJECT, RUNS, Entry, entries
-from records import is_current, read, same
+from catalogue import MINI, PROJECT, Entry, entries
+from records import read
+from verdicts import Result, group_of, result
 
 from music_ddpo.core.errors import UserError
-from music_ddpo.core.files import read_json, write_text
+from music_ddpo.core.files import write_text
 from music_ddpo.measuring.comparison import Group
-from music_ddpo.measuring.experiments import Experiment
 from music_ddpo.measuring.statistics import Estimate
 from music_ddpo.measuring.summary import LISTENER
 
 CORRECT, PUBLISHED = "correct code", "published faults"
 COLUMNS = 4  # panels in a row
-ENOUGH = 3  # seeds, for a verdict
-# The smallest gain that the paper reports as a success (table 2). A training that may have gained more has not failed.
-SUCCESS = {"accuracy": 0.10, "similarity": 0.03}
 HEAD = """# The paper's experiments, run again
 
 Written by `python paper/results.py` from `paper/runs/`; `make paper` runs what is missing, `python paper/faults.py` the
@@ -47,62 +42,6 @@ BUDGET = """On mini every entry but one has mini's learning rate ({rate:g}) and 
 default study, and the same budget of {trajectories} trajectories in {updates} updates. `published-clap` has the
 published values (3e-4 and 1e-4), with 1,024 trajectories and as many updates."""
 LISTENS = """`listener` took no part in any training and stands for people ([docs/mini.md](../docs/mini.md))."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """An entry with the runs that there are: with the correct code, and with all faults of the published one."""
-
-    entry: Entry
-    correct: Group | None
-    published: Group | None
-
-    @property
-    def verdict(self) -> str:
-        """In words; see `HEAD`."""
-        if self.correct is None:
-            return "not run yet"
-        if len(self.correct.experiments) < ENOUGH:
-            return f"fewer than {ENOUGH} seeds"
-        found = outcome(self.correct, self.entry)
-        if self.entry.trains is None:
-            return found
-        if found == "undecided":
-            return "undecided"
-        if (found == "succeeds") == self.entry.trains:
-            return "reproduced"
-        enough = self.published is not None and len(self.published.experiments) >= ENOUGH
-        if not self.entry.trains and enough and outcome(self.published, self.entry) == "fails":
-            return "reproduced only with the published faults"
-        return "not reproduced"
-
-
-def outcome(group: Group | None, entry: Entry) -> str:
-    """Whether a training "succeeds", "fails" or is "undecided"."""
-    assert group is not None
-    change = group.change(entry.judge, entry.emotion)
-    low, high = (change.value if math.isnan(bound) else bound for bound in (change.low, change.high))
-    if low > 0:
-        return "succeeds"
-    kind = group.experiments[0].study.judges[entry.judge]
-    return "fails" if high < SUCCESS.get(kind, 0.0) or high <= 0 else "undecided"
-
-
-def result(entry: Entry, model: str = MINI) -> Result:
-    """What there is of an entry; runs with other params than the catalogue's are left out."""
-    correct, published = [], []
-    for run in (entry.run(seed, model) for seed in entry.seeds):
-        params = run.params.model_dump(mode="json")
-        if is_current(run.record, params, run.changes):
-            correct.append(read(run.record))
-        faulty = RUNS / f"{run.name}-published.json"
-        if faulty.is_file() and same(read_json(faulty)["params"], params):
-            published.append(read(faulty))
-    return Result(entry, _group(entry.name, entry.reward, correct), _group(entry.name, entry.reward, published))
-
-
-def _group(name: str, reward: str, found: Sequence[Experiment]) -> Group | None:
-    return Group(name, reward, found) if found else None
 
 
 def table(results: Sequence[Result]) -> str:
@@ -173,11 +112,12 @@ def fault_table() -> str:
         "| setting | faults | seeds | own number | change | seeds that rose | listener | instrument |",
         "|---|---|---|---|---|---|---|---|",
     ]
+    known = faults.jobs_of_settings()
     for setting, (reward, _, choices) in faults.SETTINGS.items():
         entry = next(e for e in entries() if e.reward == reward and e.judge == reward and e.emotion is None)
         for choice in choices:
-            jobs = [job for job in faults.jobs() if job.setting in _names(setting, choice)]
-            group = _group(setting, reward, [read(job.record) for job in jobs if faults.kept(job)])
+            jobs = [job for job in known if job.setting in _names(setting, choice)]
+            group = group_of(setting, reward, [read(job.record) for job in jobs if faults.kept(job)])
             if group is not None:
                 seeds, _, moved, change, rose, heard, instrument = _numbers(group, entry)
                 cells = [setting, choice, seeds, moved, change, rose, heard, instrument]
