@@ -116,8 +116,11 @@ def fault_table() -> str:
     for setting, (reward, _, choices) in faults.SETTINGS.items():
         entry = next(e for e in entries() if e.reward == reward and e.judge == reward and e.emotion is None)
         for choice in choices:
-            jobs = [job for job in known if job.setting in _names(setting, choice)]
-            group = group_of(setting, reward, [read(job.record) for job in jobs if faults.kept(job)])
+            if choice == faults.NONE and setting in faults.SHARED:
+                group = result(entries(faults.SHARED[setting])[0]).correct
+            else:
+                jobs = [job for job in known if job.setting in _names(setting, choice)]
+                group = group_of(setting, reward, [read(job.record) for job in jobs if faults.kept(job)])
             if group is not None:
                 seeds, _, moved, change, rose, heard, instrument = _numbers(group, entry)
                 cells = [setting, choice, seeds, moved, change, rose, heard, instrument]

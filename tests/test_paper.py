@@ -298,9 +298,12 @@ def test_curves_are_drawn_where_the_paper_has_them():
 def test_the_fault_jobs_are_every_choice_and_the_papers_failures_that_succeed_here(tmp_path, monkeypatch):
     found = {job.setting: job for job in faults.jobs_of_settings()}
     assert len(found) == len(faults.jobs_of_settings())
-    assert found["fault-clap-four-prompts-none-seed-1"].faults == ()
+    assert found["fault-clap-one-prompt-none-seed-1"].faults == ()
+    for setting, name in faults.SHARED.items():
+        (entry,) = catalogue.entries(name)
+        assert (entry.reward, entry.changes) == faults.SETTINGS[setting][:2]
+        assert not any(job.startswith(f"fault-{setting}-none") for job in found)
     assert found["fault-clap-four-prompts-last prompt-seed-1"].faults == ("last prompt",)
-    assert all(job.params.ddpo.kl == 0 for job in found.values())
     monkeypatch.setattr(catalogue, "RUNS", tmp_path)
     assert faults.jobs_of_failures() == []
     for name, clips in (("table2-emopia-38-steps", RISES), ("8-four-emotions", NOTHING)):
