@@ -55,10 +55,14 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "clap-forty-prompts": ("clap", MANY, (NONE, "last prompt", "swapped", ALL)),
     # mini needs no guidance, and without it "swapped" has the negative prompt's states only
     "clap-guidance": ("clap", {"guidance_scale": 2.0}, (NONE, "swapped", ALL)),
-    "clap-all-steps": ("clap", entries("8-four-emotions")[0].changes | {"steps": 19}, (NONE, "last prompt", "swapped")),
+    "clap-all-steps": ("clap", entries("method-clap")[0].changes, (NONE, "last prompt", "swapped")),
 }
 # What has no faults and no changes is in the catalogue.
-SHARED = {"clap-four-prompts": "turned-clap", "emopia-four-prompts": "turned-emopia"}
+SHARED = {
+    "clap-four-prompts": "turned-clap",
+    "emopia-four-prompts": "turned-emopia",
+    "clap-all-steps": "method-clap",
+}
 
 
 @dataclass(frozen=True, eq=False)
