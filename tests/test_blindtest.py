@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.io import wavfile
@@ -410,6 +411,16 @@ def test_simulated_votes_are_called_so():
     assert "## Strengths (Bradley-Terry)" in text
     assert analysis.content(Ballot(plan, votes))["simulated"] == ["listener, 10% errors"]
     json.dumps(analysis.content(Ballot(plan, votes)), allow_nan=False)
+
+
+def test_a_row_for_each_vote_can_be_written_as_csv(tmp_path):
+    plan = {"question": QUESTION, "systems": ["x", "y"], "pairs": []}
+    write(tmp_path / "votes.jsonl", plan, [vote(0, "x", "y", "b"), vote(1, "y", "x", "tie")])
+    done = run(tmp_path, "music-ddpo", "votes", "votes.jsonl", "--csv", "votes.csv")
+    assert done.returncode == 0, done.stderr
+    rows = pd.read_csv(tmp_path / "votes.csv")
+    columns = ["choice_reference", "choice_non_reference", "choice_answer"]
+    assert rows[columns].values.tolist() == [["x", "y", "y"], ["y", "x", "tie"]]
 
 
 @pytest.mark.skipif(not (browser.BROWSER and browser.DRIVER), reason="no browser: Debian's chromium, chromium-driver")

@@ -224,13 +224,17 @@ def listen(question: str, systems: str | None, pairs: int, seed: int, path: Path
 @main.command()
 @click.argument("path", default=Path("votes/votes.jsonl"), type=click.Path(path_type=Path), metavar="[FILE]")
 @click.option("--json", "as_json", is_flag=True, help="Print numbers for a program.")
-def votes(path: Path, as_json: bool) -> None:
+@click.option("--csv", type=click.Path(path_type=Path), metavar="FILE", help="Also write a row for each vote.")
+def votes(path: Path, as_json: bool, csv: Path | None) -> None:
     """Shows what the votes of `music-ddpo listen` say: preferences with intervals, and agreement."""
     from music_ddpo.blindtest import analysis
     from music_ddpo.blindtest.votes import read
+    from music_ddpo.core.files import write_text
 
     try:
         ballot = read(path)
+        if csv is not None:
+            write_text(csv, analysis.export(ballot).to_csv(index=False))
     except UserError as error:
         raise click.ClickException(str(error)) from error
     click.echo(json.dumps(analysis.content(ballot), indent=2) if as_json else analysis.markdown(ballot))

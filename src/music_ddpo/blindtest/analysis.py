@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import choix
 import krippendorff
 import numpy as np
+import pandas as pd
 
 from music_ddpo.blindtest.votes import Ballot, Vote
 from music_ddpo.measuring.statistics import Estimate, proportion
@@ -152,6 +154,31 @@ def _strengths(votes: Sequence[Vote], systems: Sequence[str]) -> list[str]:
 
 def _share(estimate: Estimate | None) -> str:
     return "no pairs yet" if estimate is None else f"{estimate} of {estimate.clips}"
+
+
+def export(ballot: Ballot) -> pd.DataFrame:
+    """A row for each vote, under the column names of webMUSHRA's paired comparisons, with further ones behind.
+
+    A is the "reference" and B the other one. The answer is the name of the preferred system, "tie" or "bad".
+    """
+    rows = [
+        {
+            "session_test_id": ballot.plan["question"],
+            "rater": vote.rater,
+            "trial_id": Path(vote.clip).stem,
+            "choice_reference": vote.a,
+            "choice_non_reference": vote.b,
+            "choice_answer": _answer(vote),
+            "choice_time": vote.seconds,
+            "choice_comment": vote.simulated or "",
+            "emotion": vote.emotion,
+            "pair": vote.pair,
+            "repeated": vote.repeated,
+            "time": vote.time,
+        }
+        for vote in ballot.votes
+    ]
+    return pd.DataFrame(rows)
 
 
 def content(ballot: Ballot) -> dict[str, Any]:
