@@ -5,6 +5,8 @@ from pathlib import Path
 import click
 
 import beside  # noqa: F401
+from music_ddpo.blindtest import analysis
+from music_ddpo.blindtest.votes import read
 from music_ddpo.core.files import read_json, read_text, whole
 from music_ddpo.core.params import Params
 from music_ddpo.machine.stage import stage
@@ -21,6 +23,7 @@ def report(params: Params) -> None:
     weights = read_json("metrics/weights.json", dict[str, str], ["model", "revision", "license"])
     pictures = all_plots(Path("plots"), study)
     levels = {name: list(table["loudness"]) for name, table in {"original": music.original, **music.trained}.items()}
+    votes = [analysis.markdown(read(path)) for path in sorted(Path("votes").glob("*.jsonl"))]
     about = weights | {
         "seed": study.seed,
         "params": read_text("params.yaml"),
@@ -29,7 +32,7 @@ def report(params: Params) -> None:
     with whole("report") as folder:
         folder.mkdir()
         cards = players.write(folder, params, study, levels)
-        page.write(folder, study, cards, pictures, read_text("metrics/table.md"), about)
+        page.write(folder, study, cards, pictures, read_text("metrics/table.md"), votes, about)
     click.echo("report/index.html is there; open it in a browser.")
 
 

@@ -440,9 +440,11 @@ def test_a_rater_votes_by_keys_in_a_browser_and_goes_on_after_a_restart(folder, 
             choice = driver.find_element("css selector", "[data-answer=a]")
             assert not choice.is_enabled()
             press("1")  # too early
-            for _ in range(2):
+            for side in "ab":
+                player = driver.find_element("css selector", f"[data-side={side}]")
                 press(" ")
-                time.sleep(SECONDS + 0.3)
+                wait.until(lambda _, player=player: player.get_attribute("aria-pressed") == "true")
+                wait.until(lambda _, player=player: player.get_attribute("aria-pressed") == "false")
             wait.until(lambda _: choice.is_enabled())
             press(key)
             wait.until(lambda _: driver.find_element("id", "done").text == f"{done} of 22")

@@ -50,14 +50,15 @@ def called(judge: str) -> str:
 
 
 def write(
-    folder: Path, study: Study, cards: Sequence[Card], plots: Sequence[Plot], tables: str, about: Mapping[str, Any]
-) -> None:
+    folder: Path, study: Study, cards: Sequence[Card], plots: Sequence[Plot], tables: str, votes: Sequence[str],
+    about: Mapping[str, Any],
+) -> None:  # fmt: skip
     """Writes the page and its plots to `folder`, in which the clips are already.
 
     Parameters
     ----------
-    tables
-        In Markdown.
+    tables, votes
+        In Markdown; `votes` of each listening test.
     about
         "params", the text of params.yaml; "seed"; "model", with its revision and licence; "costs", seconds and memory
         of each stage.
@@ -86,16 +87,18 @@ def write(
         called=called(counts),
         has_listener=LISTENER in study.judges,
         target=TARGET,
-        tables=MarkdownIt().enable("table").render(_below_a_heading(tables)),
+        tables=as_html(re.sub(r"^# .*\n", "", tables)),
+        votes=[as_html(text) for text in votes],
         versions={name: version(name) for name in PACKAGES},
         about=about,
     )
     write_text(folder / "index.html", text)
 
 
-def _below_a_heading(markdown: str) -> str:
-    """Without its title, and with its headings a level lower."""
-    return re.sub(r"^## ", "### ", re.sub(r"^# .*\n", "", markdown), flags=re.MULTILINE)
+def as_html(markdown: str) -> str:
+    """Markdown with tables as HTML, its headings two levels lower at most: # is h3, ## is h3 or h4."""
+    lower = re.sub(r"^## ", "#### " if markdown.startswith("# ") else "### ", markdown, flags=re.MULTILINE)
+    return MarkdownIt("commonmark", {"html": False}).enable("table").render(re.sub(r"^# ", "### ", lower))
 
 
 def costs(folder: Path) -> pd.DataFrame:
