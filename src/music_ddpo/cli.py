@@ -241,6 +241,33 @@ def votes(path: Path, as_json: bool, csv: Path | None) -> None:
 
 
 @main.command()
+@click.argument("reward")
+@click.option("--repo", required=True, metavar="OWNER/NAME", help="A model repository; created if it does not exist.")
+@click.option("--private", is_flag=True, help="Only you can see the repository, if it is created.")
+@click.option("--dry-run", is_flag=True, help="Only list what would be uploaded.")
+def publish(reward: str, repo: str, private: bool, dry_run: bool) -> None:
+    """Uploads the adapter of REWARD with its card and a few clips to the Hugging Face hub, as one commit.
+
+    Run it in the project's folder, after `dvc repro`. The weights of AudioLDM 2 and of the EMOPIA classifier are CC
+    BY-NC-SA 4.0, and so are adapters for them; the card says so.
+    """
+    from tempfile import TemporaryDirectory
+
+    from music_ddpo.core.params_file import load
+    from music_ddpo.reporting import publishing  # late: it imports torch
+
+    try:
+        publishing.check_repo(repo)
+        with TemporaryDirectory() as folder:
+            for name in publishing.gather(Path(folder), reward, load()):
+                click.echo(f"{name} ({(Path(folder) / name).stat().st_size / 1e6:.2f} MB)")
+            if not dry_run:
+                click.echo(f"Published: {publishing.upload(Path(folder), repo, private)}")
+    except UserError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@main.command()
 @click.argument("key", required=False)
 def params(key: str | None) -> None:
     """Explains a KEY of params.yaml, for example ddpo.clip_range, or lists all keys.

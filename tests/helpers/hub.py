@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -124,6 +125,8 @@ class Hub:
         self.requests: list[tuple[str, str, str]] = []
         self.downloads: list[str] = []
         self.sent: Counter[str] = Counter()
+        self.uploaded: dict[str, dict[str, bytes]] = {}  # of each repository, by path
+        self.stored: dict[str, bytes] = {}  # large files by their SHA-256
         self._lock = threading.Lock()
 
     def __enter__(self) -> Hub:
@@ -228,7 +231,7 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self, status: int, content: object, headers: dict[str, str]) -> None:
         body = json.dumps(content).encode()
         self.head(status, {"Content-Type": "application/json", "Content-Length": str(len(body))} | headers)
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body)
 
     def api(self, query: dict[str, list[str]], repo: str, what: str, revision: str, path: str) -> None:
@@ -275,6 +278,57 @@ class _Handler(BaseHTTPRequestHandler):
             sent = self.hub.begin(f"{repo}/{file}", len(body))
             self.wfile.write(body[:sent])
             self.close_connection |= sent < len(body)
+
+    def do_POST(self) -> None:
+        url = unquote(urlsplit(self.path).path)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.hub.requests.append((self.command, url, ""))
+        try:
+            if not url.startswith("/store/") and self.authorization != f"Bearer {self.hub.token}":
+                raise HubError(401, "", "Invalid username or password.")
+            self.answer(*self.write(url, body), {})
+        except HubError as error:
+            self.answer(error.status, {"error": str(error)}, error.headers)
+
+    do_PUT = do_POST  # noqa: N815
+
+    def write(self, url: str, body: bytes) -> tuple[int, object]:
+        """Answers the requests of an upload: repository, card, kind of each file, large files, commit."""
+        if url.startswith("/store/"):
+            self.hub.stored[url.removeprefix("/store/")] = body
+            return 200, {}
+        if url == "/api/validate-yaml":
+            return 200, {"errors": [], "warnings": []}
+        content = json.loads(body.splitlines()[0])
+        if url == "/api/repos/create":
+            repo = f"{content['organization']}/{content['name']}" if content.get("organization") else content["name"]
+            status = 409 if repo in self.hub.uploaded else 200
+            self.hub.uploaded.setdefault(repo, {})
+            return status, {"url": f"{self.hub.url}/{repo}"}
+        if url.endswith("/info/lfs/objects/batch"):
+            objects = [
+                x | {"actions": {"upload": {"href": f"{self.hub.url}/store/{x['oid']}"}}} for x in content["objects"]
+            ]
+            return 200, {"transfer": "basic", "objects": objects}
+        found = re.fullmatch(rf"/api/models/{REPO}/(preupload|commit)/main", url)
+        if found is None:
+            raise HubError(404, "", "Not Found")
+        if found[2] == "preupload":
+            kinds = {True: "lfs", False: "regular"}
+            return 200, {
+                "files": [
+                    {"path": f["path"], "uploadMode": kinds[f["path"].endswith(LFS_SUFFIXES)], "shouldIgnore": False}
+                    for f in content["files"]
+                ]
+            }
+        files = self.hub.uploaded[found["repo"]]
+        for line in map(json.loads, body.splitlines()):
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.stored[value["oid"]]
+        return 200, {"commitUrl": f"{self.hub.url}/{found['repo']}/commit/1", "commitOid": "1" * 40, "hookOutput": ""}
 
     def log_message(self, *_) -> None:
         """Silence: what was asked stands in `Hub.requests`."""
