@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import signal
 import socket
 import subprocess
@@ -119,6 +120,8 @@ def test_votes_are_there_again_and_undone_ones_are_not(tmp_path):
     assert box.undo("r") == 2
     assert box.undo("somebody") is None
     assert read(path) == Ballot(plan, votes[:2])
+    with pytest.raises(UserError, match="another `music-ddpo listen` writes it"):
+        Box(path, plan)
     box.close()
     again = Box(path, plan)
     assert list(again.of("r")) == [0, 1]
@@ -344,6 +347,14 @@ def test_a_server_that_is_killed_between_votes_loses_none_and_counts_none_twice(
         assert [(v.number, v.answer) for v in read(path).votes] == given
     shown = run(folder, "music-ddpo", "votes", str(path)).stdout
     assert "6 votes of 1 rater on 20 pairs" in shown
+
+
+def test_a_port_in_use_is_one_line_and_no_file_is_begun(folder, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as used:
+        done = run(folder, "music-ddpo", "listen", "--votes", str(tmp_path / "v"), "--port", str(used.getsockname()[1]))
+    assert done.returncode == 1
+    assert re.fullmatch(r"Error: --host 127.0.0.1 --port \d+: cannot be used \(.*\); choose another.\n", done.stderr)
+    assert not (tmp_path / "v").exists()
 
 
 # What votes say

@@ -210,15 +210,16 @@ def listen(question: str, systems: str | None, pairs: int, seed: int, path: Path
         settings = load()
         chosen = [ORIGINAL, *settings.rewards] if systems is None else [name.strip() for name in systems.split(",")]
         plan = make_plan(settings, chosen, pairs, question, seed)
+        at = server.bind(host, port)
         box = Box(path, plan.identity())
     except UserError as error:
         raise click.ClickException(str(error)) from error
-    local = host in ("127.0.0.1", "localhost", "::1")
+    local = host in ("127.0.0.1", "localhost")
     token = None if local else secrets.token_urlsafe(16)
     hosts = ["127.0.0.1", "localhost"] if local else ["*"]
     address = f"http://{host}:{port}/" + (f"?token={token}" if token else "")
     click.echo(f"{len(plan.pairs)} pairs of {', '.join(chosen)}. Open {address} (Ctrl-C ends it; votes are in {path}).")
-    server.serve(server.make_app(plan, box, hosts, token), host, port)
+    server.serve(server.make_app(plan, box, hosts, token), at)
 
 
 @main.command()

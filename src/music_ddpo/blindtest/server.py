@@ -7,6 +7,7 @@ import io
 import json
 import math
 import secrets
+import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -15,6 +16,7 @@ from typing import Any, cast, get_args
 
 import librosa
 import soundfile
+import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -25,6 +27,7 @@ from starlette.routing import Route
 from music_ddpo.blindtest.pairs import Plan, Presentation, folder_of
 from music_ddpo.blindtest.votes import Answer, Box, Vote
 from music_ddpo.core import audio
+from music_ddpo.core.errors import UserError
 from music_ddpo.measuring.features import SAMPLE_RATE, loudness
 from music_ddpo.reporting.players import gain_to_target
 
@@ -221,8 +224,16 @@ def matched(path: str) -> bytes:
     return content.getvalue()
 
 
-def serve(app: Starlette, host: str, port: int) -> None:
-    """Serves until Ctrl-C."""
-    import uvicorn
+def bind(host: str, port: int) -> socket.socket:
+    """The socket to serve on; `UserError` if the address is not this machine's, or the port is in use."""
+    try:
+        return socket.create_server((host, port))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"--host {host} --port {port}: cannot be used ({reason}); choose another.") from None
 
-    uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False, date_header=False)
+
+def serve(app: Starlette, at: socket.socket) -> None:
+    """Serves until Ctrl-C."""
+    config = uvicorn.Config(app, log_level="warning", server_header=False, date_header=False)
+    uvicorn.Server(config).run(sockets=[at])

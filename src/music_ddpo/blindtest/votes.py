@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Sequence
@@ -103,14 +104,16 @@ class Box:
         Raises
         ------
         UserError
-            If it is damaged, cannot be written, or has the votes of another test.
+            If it is damaged, cannot be written, is in use, or has the votes of another test.
         """
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.is_file():
-                _cut_unfinished_line(path)
-            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _cut_unfinished_line(path)
+        except BlockingIOError:
+            raise UserError(f"{path}: another `music-ddpo listen` writes it; end that, or use it.") from None
         except OSError as error:
             raise UserError(
                 f"{path}: cannot be written ({error.strerror}); choose another file with --votes."
