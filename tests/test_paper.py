@@ -316,6 +316,17 @@ def test_the_fault_jobs_are_every_choice_and_the_papers_failures_that_succeed_he
     assert all(job.faults == tuple(published.FAULTS) for job in found.values())
 
 
+def test_the_readme_has_the_faults_as_they_were_measured():
+    readme, measured = ((PROJECT / name).read_text() for name in ("README.md", "paper/results.md"))
+    section = readme.split("## The paper's failures")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 4
+    for choice, (_, own, heard) in zip((faults.NONE, "last prompt", "swapped", faults.ALL), rows, strict=True):
+        (row,) = [line for line in measured.splitlines() if line.startswith(f"| clap-four-prompts | {choice} | 3 |")]
+        assert f" | {own} | " in row
+        assert f" | {heard} | " in row
+
+
 # The published faults
 
 
