@@ -41,8 +41,8 @@ from trials import Job, in_processes
 SEEDS = (777, 1, 2)
 NONE, ALL = "none", "all"
 EVERY = tuple(published.FAULTS)
-# name: (reward, changes of params.yaml, choices of faults). All begin with the defaults, with which training works: on
-# what does not train anyway, a fault shows nothing, as "clap-all-steps" does, the paper's method. Each fault alone is
+# name: (reward, changes of params.yaml, choices of faults). All begin with the defaults, but for "clap-all-steps", the
+# paper's method, which changes little on mini even without a fault. Each fault alone is
 # tried with four prompts, and with other numbers of prompts those whose effect may depend on it. With one prompt
 # "last prompt" is no fault, and emopia has no "speed". "seed" changes no training: what seeds do is in the entry
 # 5-random-seeds.

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,7 @@ import torch
 from PIL import Image
 
 from helpers import browser
-from helpers.project import copy_for_stages, set_params, small, succeed
+from helpers.project import copy_for_stages, run, set_params, small, succeed
 from music_ddpo.blindtest.votes import Vote, write
 from music_ddpo.core.prompts import QUADRANT_OF_EMOTION
 from music_ddpo.measuring import clips
@@ -70,8 +73,11 @@ def study_folder(fetched, tmp_path_factory) -> Path:
     votes = [Vote("r", i, i, "x.wav", "sad", "original", "emopia", "b", False, 1.0, "", "nobody") for i in range(9)]
     plan = {"question": "<b>Which?</b>", "systems": ["original", "emopia"], "pairs": [{"emotion": "sad"}] * 9}
     write(folder / "votes" / "votes.jsonl", plan, votes)
+    write(folder / "votes" / "others.jsonl", plan | {"question": "Others?", "clips": {"original": "0"}}, votes)
     succeed(folder, "python", "stages/table.py")
-    succeed(folder, "python", "stages/report.py")
+    done = run(folder, "python", "stages/report.py")
+    assert done.returncode == 0, done.stderr
+    assert "Warning: votes/others.jsonl: has votes on other clips" in done.stderr
     return folder
 
 
@@ -88,7 +94,8 @@ def test_the_page_has_the_answer_the_plots_and_what_it_was_made_with(study_folde
     assert "Trained with emopia, the listener hears the emotion of the prompt in 50% of the clips" in told
     assert text.count("<h1>") == 1
     assert "<h3>&lt;b&gt;Which?&lt;/b&gt;</h3>" in text
-    assert "<strong>Simulated votes</strong>, of no person: nobody." in told
+    assert "<strong>The votes are simulated</strong>, no person gave them: nobody." in told
+    assert "Others?" not in text
     assert "<td>emopia</td> <td>original</td> <td>sad</td> <td>9</td>" in told
     assert "<h3>Table 1: " in text
     assert "Seed 777." in text
@@ -212,6 +219,46 @@ def test_keys_switch_in_place_and_in_time(opened):
     assert opened.execute_script(title) == "0"
 
 
+@needs_browser
+def test_a_switch_is_in_time_on_a_host_that_cannot_send_parts_of_a_file(study_folder):
+    handler = partial(SimpleHTTPRequestHandler, directory=study_folder / "report")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as host, browser.browser(offline=False) as driver:
+        threading.Thread(target=host.serve_forever, daemon=True).start()
+        driver.get(f"http://127.0.0.1:{host.server_port}/")
+        driver.find_element("css selector", ".play").click()
+        wait_until(lambda: play_state(driver)[0][2] > 1.0)
+        driver.find_elements("css selector", ".play")[1].click()
+        wait_until(lambda: play_state(driver)[1][:2] == [True, True])
+        first, second = play_state(driver)
+        assert second[2] > 1.0
+        assert second[2] == pytest.approx(first[2], abs=0.25)
+        host.shutdown()
+
+
+@needs_browser
+def test_keys_do_nothing_to_clips_that_are_filtered_out_and_can_be_switched_off(opened):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.support.ui import Select
+
+    def heard() -> bool:
+        return opened.execute_script("return [...document.querySelectorAll('audio')].some((a) => !a.paused)")
+
+    opened.refresh()
+    Select(opened.find_element("name", "state")).select_by_value("lost")
+    Select(opened.find_element("name", "emotion")).select_by_value("happy")  # none is left
+    ActionChains(opened).send_keys("1").perform()
+    assert opened.find_element("id", "shown").text.startswith("0 of ")
+    assert not heard()
+    Select(opened.find_element("name", "emotion")).select_by_value("sad")
+    opened.execute_script("document.getElementById('keys').checked = false; document.activeElement.blur()")
+    ActionChains(opened).send_keys("1").perform()
+    assert not heard()
+    opened.execute_script("document.getElementById('keys').checked = true")
+    ActionChains(opened).send_keys("1").perform()
+    wait_until(heard)
+    assert [e for e in opened.get_log("browser") if e["level"] == "SEVERE"] == []
+
+
 def wait_until(condition) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -254,8 +301,6 @@ return [...document.querySelectorAll("button, select, img, a, [role=region]")].f
 
 
 def test_a_missing_clip_is_one_line_and_the_old_page_stays(study_folder):
-    from helpers.project import run
-
     path = next((study_folder / "clips" / "emopia").glob("*.wav"))
     content, before = path.read_bytes(), (study_folder / "report" / "index.html").read_bytes()
     path.unlink()

@@ -6,8 +6,10 @@ import json
 import math
 import re
 import secrets
+import socket
 import sys
 from contextlib import nullcontext, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +219,8 @@ def listen(question: str, systems: str | None, pairs: int, seed: int, path: Path
     local = host in ("127.0.0.1", "localhost")
     token = None if local else secrets.token_urlsafe(16)
     hosts = ["127.0.0.1", "localhost"] if local else ["*"]
-    address = f"http://{host}:{port}/" + (f"?token={token}" if token else "")
+    name = socket.gethostname() if host in ("0.0.0.0", "::") else host
+    address = f"http://{name}:{port}/" + (f"?token={token}" if token else "")
     click.echo(f"{len(plan.pairs)} pairs of {', '.join(chosen)}. Open {address} (Ctrl-C ends it; votes are in {path}).")
     server.serve(server.make_app(plan, box, hosts, token), at)
 
@@ -226,7 +229,8 @@ def listen(question: str, systems: str | None, pairs: int, seed: int, path: Path
 @click.argument("path", default=Path("votes/votes.jsonl"), type=click.Path(path_type=Path), metavar="[FILE]")
 @click.option("--json", "as_json", is_flag=True, help="Print numbers for a program.")
 @click.option("--csv", type=click.Path(path_type=Path), metavar="FILE", help="Also write a row for each vote.")
-def votes(path: Path, as_json: bool, csv: Path | None) -> None:
+@click.option("--without", multiple=True, metavar="CODE", help="Leave a rater out; may be given several times.")
+def votes(path: Path, as_json: bool, csv: Path | None, without: tuple[str, ...]) -> None:
     """Shows what the votes of `music-ddpo listen` say: preferences with intervals, and agreement."""
     from music_ddpo.blindtest import analysis
     from music_ddpo.blindtest.votes import read
@@ -234,6 +238,10 @@ def votes(path: Path, as_json: bool, csv: Path | None) -> None:
 
     try:
         ballot = read(path)
+        unknown = set(without) - {vote.rater for vote in ballot.votes}
+        if unknown:
+            raise UserError(f"--without: no votes of {', '.join(sorted(unknown))} are in {path}.")
+        ballot = replace(ballot, votes=[vote for vote in ballot.votes if vote.rater not in without])
         if csv is not None:
             write_text(csv, analysis.export(ballot).to_csv(index=False))
     except UserError as error:

@@ -44,7 +44,8 @@ def strengths(votes: Sequence[Vote], systems: Sequence[str]) -> dict[str, Estima
     """Bradley-Terry strengths in logits, relative to the first system, with percentile intervals over the pairs.
 
     A system beats another with probability sigmoid(difference). Ties and "both bad" are left out. The pairs are
-    resampled with all votes on them, since votes on one pair depend on each other.
+    resampled with all votes on them, since votes on one pair depend on each other. A system that no votes connect with
+    the first is left out; one that has won all its votes, or none, has no interval.
     """
     place = {system: i for i, system in enumerate(systems)}
     by_pair: dict[int, list[tuple[int, int]]] = {}
@@ -52,16 +53,34 @@ def strengths(votes: Sequence[Vote], systems: Sequence[str]) -> dict[str, Estima
         if vote.winner is not None:
             loser = vote.b if vote.winner == vote.a else vote.a
             by_pair.setdefault(vote.pair, []).append((place[vote.winner], place[loser]))
-    if not by_pair:
-        return {}
     pairs = list(by_pair.values())
-    random = np.random.default_rng(0)
-    drawn = random.integers(len(pairs), size=(RESAMPLES, len(pairs)))
+    duels = [duel for own in pairs for duel in own]
+    known = _connected(duels)
+    if len(known) < 2:
+        return {}
+    drawn = np.random.default_rng(0).integers(len(pairs), size=(RESAMPLES, len(pairs)))
     sampled = np.stack([_fit(len(systems), [duel for i in row for duel in pairs[i]]) for row in drawn])
-    value = _fit(len(systems), [duel for duels in pairs for duel in duels])
+    value = _fit(len(systems), duels)
     low, high = np.quantile(sampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
-    used = sum(map(len, pairs))
-    return {s: Estimate(float(value[i]), float(low[i]), float(high[i]), used) for s, i in place.items()}
+    unknown = (np.ptp(sampled, axis=0) < 1e-9) | _one_sided(len(systems), duels)
+    low[unknown] = high[unknown] = np.nan
+    return {
+        s: Estimate(float(value[i]), float(low[i]), float(high[i]), len(duels)) for s, i in place.items() if i in known
+    }
+
+
+def _connected(duels: Sequence[tuple[int, int]]) -> set[int]:
+    """The systems that votes connect with the first one."""
+    found = {0}
+    while more := {x for duel in duels if found & set(duel) for x in duel} - found:
+        found |= more
+    return found
+
+
+def _one_sided(systems: int, duels: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Which systems have won all their votes or none: only the prior keeps their strength finite."""
+    won, lost = (np.bincount([duel[i] for duel in duels], minlength=systems) for i in (0, 1))
+    return (won == 0) | (lost == 0)
 
 
 def _fit(systems: int, duels: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -79,24 +98,31 @@ def consistency(votes: Sequence[Vote]) -> Estimate | None:
     return proportion(same, len(both), CONFIDENCE) if both else None
 
 
-def agreement(votes: Sequence[Vote]) -> tuple[Estimate, float] | None:
-    """Between raters: how often two give the same answer to a pair, and Krippendorff's alpha (nominal).
+def agreement(votes: Sequence[Vote], systems: tuple[str, str]) -> tuple[Estimate, float] | None:
+    """Between raters, on pairs of two systems: how often two give the same answer, and Krippendorff's alpha (nominal).
 
-    Alpha is 1 for full agreement and 0 for that of chance; NaN if all answers are the same. None if no pair has the
-    votes of two raters.
+    The interval is a percentile bootstrap over the pairs, since answers to one pair depend on each other. Alpha is 1
+    for full agreement and 0 for that of chance; NaN if all answers are the same. None if no pair has the votes of two
+    raters.
     """
     heard: dict[int, dict[str, str]] = {}
     for vote in votes:
-        if not vote.repeated:
+        if not vote.repeated and {vote.a, vote.b} == set(systems):
             heard.setdefault(vote.pair, {})[vote.rater] = _answer(vote)
-    shared = [by_rater for by_rater in heard.values() if len(by_rater) > 1]
+    shared = [list(by_rater.values()) for by_rater in heard.values() if len(by_rater) > 1]
     if not shared:
         return None
-    same = [one == other for by_rater in shared for one, other in combinations(by_rater.values(), 2)]
-    answers = sorted({answer for by_rater in shared for answer in by_rater.values()})
-    table = np.array([[sum(x == answer for x in by_rater.values()) for answer in answers] for by_rater in shared])
+    counts = np.array([(sum(x == y for x, y in combinations(own, 2)), len(own) * (len(own) - 1) / 2) for own in shared])
+    drawn = counts[np.random.default_rng(0).integers(len(counts), size=(RESAMPLES, len(counts)))].sum(axis=1)
+    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    same, compared = counts.sum(axis=0)
+    if low == high:
+        low = high = np.nan
+    share = Estimate(float(same / compared), float(low), float(high), int(compared))
+    answers = sorted({answer for own in shared for answer in own})
+    table = np.array([[own.count(answer) for answer in answers] for own in shared])
     alpha = krippendorff.alpha(value_counts=table, level_of_measurement="nominal") if len(answers) > 1 else np.nan
-    return proportion(sum(same), len(same), CONFIDENCE), float(alpha)
+    return share, float(alpha)
 
 
 def _choice(vote: Vote, systems: tuple[str, str]) -> str:
@@ -116,10 +142,10 @@ def markdown(ballot: Ballot) -> str:
     once = [vote for vote in votes if not vote.repeated]
     lines = [f"# {ballot.plan['question']}", ""]
     if simulated:
-        lines += [f"**Simulated votes**, of no person: {', '.join(simulated)}.", ""]
+        lines += [f"**The votes are simulated**, no person gave them: {', '.join(simulated)}.", ""]
     lines += [
-        f"{len(once)} votes of {len(raters)} rater{'s' * (len(raters) != 1)} on {len(ballot.plan['pairs'])} pairs, and "
-        f"{len(votes) - len(once)} on pairs that came back. These only count for consistency.",
+        f"{len(once)} vote{'s' * (len(once) != 1)} of {len(raters)} rater{'s' * (len(raters) != 1)} on {len(ballot.plan['pairs'])} pairs, and "
+        f"{len(votes) - len(once)} on repeated pairs, which are used for consistency only.",
         "",
         "| first | second | emotion | first preferred | second preferred | no difference | both bad | share of first |",
         "|---|---|---|---|---|---|---|---|",
@@ -131,15 +157,28 @@ def markdown(ballot: Ballot) -> str:
             numbers, share = counts(own, (other, one)), preference(own, (other, one))
             cells = [other, one, emotion or "**all**", *map(str, numbers.values()), str(share or "-")]
             lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Shares are of the votes that prefer one of the two, with 95% intervals (Wilson)."]
+    lines += [
+        "",
+        "Shares are of the votes that prefer one of the two. The 95% intervals (Wilson) take votes as independent;",
+        "those of one rater, or on one pair, are not, so with several raters the true intervals are wider.",
+    ]
     lines += _strengths(once, systems) if len(systems) > 2 else []
     lines += ["", "## Agreement", ""]
-    own_again, between = consistency(votes), agreement(votes)
+    own_again = consistency(votes)
     lines.append(f"With themselves, on pairs that came back swapped: {_share(own_again)}.")
-    lines.append(f"Between raters, two on the same pair: {_share(between and between[0])}.")
-    if between is not None:
-        alpha = "not defined, all answers are the same" if np.isnan(between[1]) else f"{between[1]:.2f}"
-        lines.append(f"Krippendorff's alpha (1 is full agreement, 0 that of chance): {alpha}.")
+    lines += ["", "| rater | votes | the same answer again |", "|---|---|---|"]
+    for rater in raters:
+        own = [vote for vote in votes if vote.rater == rater]
+        lines.append(f"| {rater} | {len(own)} | {_share(consistency(own))} |")
+    lines += [
+        "",
+        "Two raters on the same pair (intervals over the pairs), and Krippendorff's alpha (1 is full agreement, 0 that",
+    ]
+    lines += ["of chance):", "", "| systems | the same answer | alpha |", "|---|---|---|"]
+    for one, other in combinations(systems, 2):
+        between = agreement(votes, (one, other))
+        alpha = "-" if between is None or np.isnan(between[1]) else f"{between[1]:.2f}"
+        lines.append(f"| {one}, {other} | {_share(between and between[0])} | {alpha} |")
     return "\n".join(lines) + "\n"
 
 
@@ -182,11 +221,10 @@ def export(ballot: Ballot) -> pd.DataFrame:
 
 
 def content(ballot: Ballot) -> dict[str, Any]:
-    """The same as numbers, for a program."""
+    """Its main numbers, for a program."""
     once = [vote for vote in ballot.votes if not vote.repeated]
     systems = ballot.plan["systems"]
     of = _numbers
-    between = agreement(ballot.votes)
     return {
         "question": ballot.plan["question"],
         "raters": len({vote.rater for vote in ballot.votes}),
@@ -198,7 +236,11 @@ def content(ballot: Ballot) -> dict[str, Any]:
         ],
         "strengths": {s: of(e, "logits") for s, e in strengths(once, systems).items()} if len(systems) > 2 else {},
         "consistency": of(consistency(ballot.votes), "share"),
-        "agreement": of(between and between[0], "share"),
+        "agreement": [
+            {"systems": [one, other], "alpha": None if np.isnan(between[1]) else between[1]} | of(between[0], "share")
+            for one, other in combinations(systems, 2)
+            if (between := agreement(ballot.votes, (one, other))) is not None
+        ],
     }
 
 

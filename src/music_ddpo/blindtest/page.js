@@ -12,10 +12,16 @@
   let began = 0;
   let sending = false;
   let latest = null; // the side that was played last
+  let latestVote = null; // its number, which can be taken back
+  let stopped = 0; // when the pause began
+  let paused = 0; // seconds of this pair in which nothing was played
 
   const now = () => performance.now() / 1000;
   const playing = () => Object.keys(sounds).find((side) => !sounds[side].paused);
   const needed = (side) => Math.min(pair.heard, sounds[side].duration || pair.heard);
+  const say = (text) => {
+    if (get("wait").textContent !== text) get("wait").textContent = text; // a screen reader reads each change
+  };
   const enough = () => pair && ["a", "b"].every((side) => heard[side] >= needed(side) - 0.05);
 
   async function post(path, content) {
@@ -26,7 +32,7 @@
     } catch {
       throw new Error("The test's program does not answer. Start it again; your votes are stored.");
     }
-    const told = await response.json();
+    const told = await response.json().catch(() => ({ error: "The test's program gave no answer; try again." }));
     if (response.status === 409 && rater && path !== "/start") {
       // the program was started again: its votes are on disk, so go on as the same rater
       session = (await post("/start", { rater })).session;
@@ -41,29 +47,50 @@
     show();
   }
 
+  // Whole in memory, so that a change of sides is in time whatever the server can do.
+  async function load(side, path) {
+    const mine = pair;
+    try {
+      const response = await fetch(path);
+      if (!response.ok) throw new Error((await response.json()).error);
+      const content = await response.blob();
+      if (pair === mine) sounds[side].src = URL.createObjectURL(content);
+    } catch (error) {
+      get("error").textContent = error.message;
+    }
+  }
+
   function play(side) {
     const other = sounds[side === "a" ? "b" : "a"];
     const time = other.paused ? 0 : other.currentTime;
     other.pause();
+    if (!sounds[side].src) return;
     sounds[side].currentTime = time;
+    if (stopped) paused += now() - stopped;
+    stopped = 0;
     began ||= now();
     latest = side;
-    sounds[side].play().then(show, show);
+    sounds[side].play().then(show, (error) => {
+      if (error.name !== "AbortError") get("error").textContent = "This clip cannot be played.";
+      show();
+    });
   }
 
   function show() {
     for (const button of players) button.setAttribute("aria-pressed", String(button.dataset.side === playing()));
     for (const button of answers) button.disabled = !enough() || sending;
-    if (!pair) return;
-    get("wait").textContent = enough() ? "" : `Listen to both for ${pair.heard} seconds before you choose.`;
+    get("undo").hidden = latestVote === null;
+    if (pair) say(enough() ? "You can choose now." : `Listen to both for ${Math.round(10 * Math.max(needed("a"), needed("b"))) / 10} seconds.`);
   }
 
   function next(state) {
     stop();
     pair = state.number === null ? null : state;
     heard = { a: 0, b: 0 };
-    began = 0;
+    began = paused = stopped = 0;
     latest = null;
+    latestVote = state.latest;
+    get("error").textContent = "";
     get("start").hidden = true;
     get("test").hidden = !pair;
     get("end").hidden = Boolean(pair);
@@ -72,7 +99,11 @@
     get("done").textContent = `${state.done} of ${state.all}`;
     if (pair) {
       get("question").textContent = pair.question;
-      for (const side of ["a", "b"]) sounds[side].src = `/clip/${session}/${pair.number}/${side}`;
+      for (const side of ["a", "b"]) {
+        URL.revokeObjectURL(sounds[side].src);
+        sounds[side].removeAttribute("src");
+        load(side, `/clip/${session}/${pair.number}/${side}`);
+      }
       get("question").focus();
     } else {
       get("end").querySelector("h2").focus();
@@ -95,7 +126,7 @@
   }
 
   function answer(choice) {
-    if (enough()) send("/vote", { number: pair.number, answer: choice, heard: [heard.a, heard.b], seconds: now() - began });
+    if (enough() && !stopped) send("/vote", { number: pair.number, answer: choice, heard: [heard.a, heard.b], seconds: now() - began - paused });
   }
 
   // what is counted is the time that passes while a clip sounds
@@ -121,8 +152,11 @@
   });
   for (const button of players) button.addEventListener("click", () => (playing() === button.dataset.side ? stop() : play(button.dataset.side)));
   for (const button of answers) button.addEventListener("click", () => answer(button.dataset.answer));
-  get("undo").addEventListener("click", () => send("/undo", {}));
-  get("pause").addEventListener("click", stop);
+  get("undo").addEventListener("click", () => send("/undo", { number: latestVote }));
+  get("pause").addEventListener("click", () => {
+    if (began && !stopped) stopped = now();
+    stop();
+  });
   for (const sound of Object.values(sounds)) sound.addEventListener("ended", show);
   document.addEventListener("keydown", (event) => {
     if (!pair || event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input")) return;

@@ -79,7 +79,8 @@ class Plan:
             a, b = pair.systems if draw.random() < 0.5 else pair.systems[::-1]
             first.append(Presentation(pair, a, b, repeated=False))
         heard = list(first)
-        for shown in draw.sample(first, len(first) // REPEATED):
+        early = first[:-APART] if len(first) > 3 * APART else first
+        for shown in draw.sample(early, min(len(early), len(first) // REPEATED)):
             earliest = min(heard.index(shown) + 1 + APART, len(heard))
             again = Presentation(shown.pair, shown.b, shown.a, repeated=True)
             heard.insert(draw.randint(earliest, len(heard)), again)
@@ -124,9 +125,16 @@ def make_plan(params: Params, systems: Sequence[str], count: int, question: str,
     draw.shuffle(turns)
     chosen = [members[i] for i in range(len(rows)) for members in turns if i < len(members)][:count]
     pairs = tuple(Pair(i, *pair) for i, pair in enumerate(chosen))
-    sums = {system: _digest(folder_of(system), index[system]["clip"]) for system in systems}
+    sums = {system: _digest(system, index[system]["clip"]) for system in systems}
     return Plan(question, seed, tuple(systems), sums, pairs)
 
 
-def _digest(folder: Path, names: Sequence[str]) -> str:
-    return hashlib.sha256("".join(digest(folder / name) for name in names).encode()).hexdigest()[:16]
+def on_these_clips(plan: dict[str, Any], params: Params) -> bool:
+    """Whether the plan of a file of votes is one of the clips that are there now."""
+    known = (ORIGINAL, *params.rewards)
+    names = clips.load(folder_of(ORIGINAL), params)[0]["clip"]
+    return all(system in known and sum_ == _digest(system, names) for system, sum_ in plan.get("clips", {}).items())
+
+
+def _digest(system: str, names: Sequence[str]) -> str:
+    return hashlib.sha256("".join(digest(folder_of(system) / name) for name in names).encode()).hexdigest()[:16]

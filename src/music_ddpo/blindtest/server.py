@@ -5,9 +5,9 @@ from __future__ import annotations
 import hmac
 import io
 import json
-import math
 import secrets
 import socket
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -37,7 +37,7 @@ LARGEST = 4096  # bytes of a request's body
 LONGEST_NAME = 40
 HEADERS = {
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'self'; img-src data:; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'self'; img-src data:; media-src blob:; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
@@ -54,6 +54,7 @@ def make_app(plan: Plan, box: Box, hosts: list[str], token: str | None = None) -
         If given, every request must have it, as the parameter `token` or as the cookie that the first one sets.
     """
     sessions: dict[str, str] = {}  # key: rater
+    sent: set[tuple[str, int, str]] = set()  # rater, number and side of each clip that was sent
 
     def rater_of(content: dict[str, Any]) -> str:
         rater = sessions.get(str(content.get("session")))
@@ -65,7 +66,13 @@ def make_app(plan: Plan, box: Box, hosts: list[str], token: str | None = None) -
         shown = plan.presentations(rater)
         done = box.of(rater)
         number = next((i for i in range(len(shown)) if i not in done), None)
-        told: dict[str, Any] = {"done": len(done), "all": len(shown), "heard": HEARD, "number": number}
+        told: dict[str, Any] = {
+            "done": len(done),
+            "all": len(shown),
+            "heard": HEARD,
+            "number": number,
+            "latest": max(done, default=None),
+        }
         if number is not None:
             pair = shown[number].pair
             told["question"] = plan.question.format(emotion=pair.emotion, instrument=pair.instrument)
@@ -88,9 +95,9 @@ def make_app(plan: Plan, box: Box, hosts: list[str], token: str | None = None) -
         side = {"a": shown[number].a, "b": shown[number].b}.get(request.path_params["side"])
         if side is None:
             raise _RefusedError(404, "there is no such clip")
-        return Response(
-            matched(str(folder_of(side) / shown[number].pair.clip)), media_type="audio/wav", headers=HEADERS
-        )
+        content = matched(str(folder_of(side) / shown[number].pair.clip))
+        sent.add((rater, number, request.path_params["side"]))
+        return Response(content, media_type="audio/wav", headers=HEADERS)
 
     async def vote(request: Request) -> Response:
         content = await _body(request)
@@ -98,7 +105,11 @@ def make_app(plan: Plan, box: Box, hosts: list[str], token: str | None = None) -
         shown = plan.presentations(rater)
         number, answer = content.get("number"), cast(Answer, content.get("answer"))
         if type(number) is not int or not 0 <= number < len(shown) or answer not in get_args(Answer):
-            raise _RefusedError(400, "this is no vote")
+            raise _RefusedError(400, "the vote is incomplete")
+        if number in box.of(rater):  # the reply to it was lost
+            return _json(state(rater))
+        if number != state(rater)["number"] or not {(rater, number, side) for side in "ab"} <= sent:
+            raise _RefusedError(400, "this pair is not the next one, or was not heard")
         needed = min(HEARD, _seconds(shown[number]))
         heard = content.get("heard")
         if not isinstance(heard, list) or len(heard) != 2 or not all(_number(x) >= needed - 0.05 for x in heard):
@@ -107,8 +118,11 @@ def make_app(plan: Plan, box: Box, hosts: list[str], token: str | None = None) -
         return _json(state(rater))
 
     async def undo(request: Request) -> Response:
-        rater = rater_of(await _body(request))
-        box.undo(rater)
+        content = await _body(request)
+        rater, number = rater_of(content), content.get("number")
+        if type(number) is not int:
+            raise _RefusedError(400, "the vote to take back is not named")
+        box.undo(rater, number)
         return _json(state(rater))
 
     async def page(request: Request) -> Response:
@@ -134,7 +148,7 @@ def make_app(plan: Plan, box: Box, hosts: list[str], token: str | None = None) -
             Route("/clip/{session:str}/{number:int}/{side:str}", clip),
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts), Middleware(_Guard, token=token)],
-        exception_handlers={_RefusedError: _refuse},
+        exception_handlers={_RefusedError: _refuse, UserError: _broken, Exception: _broken},
     )
     return app
 
@@ -152,6 +166,13 @@ async def _refuse(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": f"{error}."}, error.status, HEADERS)
 
 
+async def _broken(request: Request, error: Exception) -> Response:
+    """Only the program's own terminal says what it is: the page must show no path."""
+    print(f"Error: {error}", file=sys.stderr, flush=True)
+    told = "the test's program has a problem, which it names in its terminal; your votes are stored."
+    return JSONResponse({"error": told}, 500, HEADERS)
+
+
 class _Guard:
     """Refuses requests without the token, and requests that another page makes."""
 
@@ -166,7 +187,9 @@ class _Guard:
             if self.token and not hmac.compare_digest(given.encode(), self.token.encode()):
                 return await JSONResponse({"error": "the token is missing."}, 403, HEADERS)(scope, receive, send)
             if origin is not None and origin.split("://")[-1] != request.headers.get("host"):
-                return await JSONResponse({"error": "another page asks."}, 403, HEADERS)(scope, receive, send)
+                return await JSONResponse({"error": "requests of other pages are refused."}, 403, HEADERS)(
+                    scope, receive, send
+                )
         await self.app(scope, receive, send)
 
 
@@ -178,7 +201,7 @@ async def _body(request: Request) -> dict[str, Any]:
             raise _RefusedError(413, "the request is too large")
     try:
         found = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise _RefusedError(400, "the request is not JSON")
@@ -190,7 +213,7 @@ def _json(content: dict[str, Any]) -> Response:
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else -1.0
+    return float(value) if isinstance(value, int | float) and 0 <= value <= 1e6 else -1.0
 
 
 def _vote(rater: str, number: int, shown: Presentation, answer: Answer, seconds: float) -> Vote:

@@ -83,6 +83,7 @@ def read(path: Path) -> Ballot:
             content = json.loads(line)
             if i == 1:
                 plan = content["plan"]
+                _ = plan["question"], plan["systems"], [(pair["emotion"]) for pair in plan["pairs"]]
             elif "undo" in content:
                 votes.pop((content["rater"], content["undo"]), None)
             else:
@@ -110,23 +111,37 @@ class Box:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _cut_unfinished_line(path)
-        except BlockingIOError:
-            raise UserError(f"{path}: another `music-ddpo listen` writes it; end that, or use it.") from None
         except OSError as error:
             raise UserError(
                 f"{path}: cannot be written ({error.strerror}); choose another file with --votes."
             ) from None
-        if path.stat().st_size == 0:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._begin(json.loads(json.dumps(plan)))
+        except BlockingIOError:
+            self.close()
+            raise UserError(f"{path}: another `music-ddpo listen` writes it; end that, or use it.") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, plan: dict[str, Any]) -> None:
+        """Checks that the file belongs to the plan, and only then cuts what was written of a line before a kill."""
+        content = self.path.read_bytes()
+        end = content.rfind(b"\n") + 1
+        if end == 0 and (not content or content.startswith(b'{"plan"')):
+            os.ftruncate(self._file, 0)
             self._append({"plan": plan})
-        ballot = read(path)
-        if ballot.plan != json.loads(json.dumps(plan)):
-            changed = [key for key in plan if ballot.plan.get(key) != json.loads(json.dumps(plan[key]))]
+        ballot = read(self.path)
+        changed = [key for key in plan if ballot.plan.get(key) != plan[key]]
+        if changed:
             raise UserError(
-                f"{path}: has votes of a test with other {', '.join(changed)}; give --votes another file, or the same "
-                "options as then."
+                f"{self.path}: has votes of a test with other {', '.join(changed)}; give --votes another file, or the "
+                "same options as then."
             )
+        if 0 < end < len(content):
+            os.ftruncate(self._file, end)
+            os.fsync(self._file)
         self._votes = {(vote.rater, vote.number): vote for vote in ballot.votes}
 
     def of(self, rater: str) -> dict[int, Vote]:
@@ -141,23 +156,31 @@ class Box:
         self._votes[vote.rater, vote.number] = vote
         return True
 
-    def undo(self, rater: str) -> int | None:
-        """Takes the rater's latest vote back; its number, or None if there is none."""
-        numbers = self.of(rater)
-        if not numbers:
-            return None
-        latest = max(numbers)
-        self._append({"rater": rater, "undo": latest})
-        del self._votes[rater, latest]
-        return latest
+    def undo(self, rater: str, number: int) -> bool:
+        """Takes a vote back; False if there is none on that presentation."""
+        if (rater, number) not in self._votes:
+            return False
+        self._append({"rater": rater, "undo": number})
+        del self._votes[rater, number]
+        return True
 
     def close(self) -> None:
         """Closes the file."""
         os.close(self._file)
 
     def _append(self, content: dict[str, Any]) -> None:
-        os.write(self._file, (json.dumps(content, ensure_ascii=False) + "\n").encode())
-        os.fsync(self._file)
+        """Writes a line to the disk, whole or not at all; `UserError` if there is no space."""
+        line = (json.dumps(content, ensure_ascii=False) + "\n").encode()
+        size = os.fstat(self._file).st_size
+        try:
+            written = os.write(self._file, line)
+            os.fsync(self._file)
+            reason = "" if written == len(line) else "no space is left"
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if reason:
+            os.ftruncate(self._file, size)
+            raise UserError(f"{self.path}: the vote could not be written ({reason}).")
 
 
 def write(path: Path, plan: dict[str, Any], votes: Sequence[Vote]) -> None:
@@ -168,13 +191,3 @@ def write(path: Path, plan: dict[str, Any], votes: Sequence[Vote]) -> None:
     for vote in votes:
         box.add(vote)
     box.close()
-
-
-def _cut_unfinished_line(path: Path) -> None:
-    """Removes what was written of a line when the process was killed."""
-    content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    if end < len(content):
-        with path.open("r+b") as file:
-            file.truncate(end)
-            os.fsync(file.fileno())

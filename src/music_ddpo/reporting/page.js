@@ -27,7 +27,18 @@
     show();
   }
 
-  function play(card, model) {
+  // From a web host a clip is read whole first, so that it can be sought in whatever the host can do.
+  async function load(card) {
+    if (!location.protocol.startsWith("http")) return;
+    await Promise.all(
+      [...card.querySelectorAll("audio")].map(async (sound) => {
+        if (!sound.src.startsWith("blob:")) sound.src = URL.createObjectURL(await (await fetch(sound.src)).blob());
+      }),
+    ).catch(() => {}); // then it is streamed
+  }
+
+  async function play(card, model) {
+    await load(card);
     const time = card === current ? audio(card).currentTime : 0;
     if (card !== current) stop();
     current = card;
@@ -99,7 +110,11 @@
       worst: (a, b) => change(a) - change(b),
     };
     list.append(...[...cards].sort(orders[value.order]));
-    if (current && current.hidden) stop();
+    if (current && current.hidden) {
+      stop();
+      current = null;
+      show();
+    }
     shown.textContent = `${cards.filter((card) => !card.hidden).length} of ${cards.length} clips`;
   }
 
@@ -109,8 +124,8 @@
       track.querySelector(".play").addEventListener("click", () => toggle(card, i));
       track.querySelector(".picture").addEventListener("click", (event) => {
         const box = event.currentTarget.getBoundingClientRect();
-        play(card, i);
-        seek(card, ((event.clientX - box.left) / box.width) * (sound.duration || 0));
+        const share = (event.clientX - box.left) / box.width;
+        play(card, i).then(() => seek(card, share * (sound.duration || 0)));
       });
       for (const name of ["ended", "pause", "playing"]) sound.addEventListener(name, show);
     });
@@ -118,22 +133,28 @@
   filters.addEventListener("change", apply);
   document.getElementById("random").addEventListener("click", random);
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("select, input, summary, pre")) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("select, summary, pre")) return;
     const card = event.target.closest(".card") || current || visible()[0];
+    if (!card || !document.getElementById("keys").checked) return;
     const models = tracks(card).length;
     const keys = {
       x: () => play(card, (chosen + 1) % models),
       n: () => step(1),
       p: () => step(-1),
       r: random,
-      ArrowLeft: () => seek(card, audio(card).currentTime - 1),
-      ArrowRight: () => seek(card, audio(card).currentTime + 1),
     };
+    if (event.target.closest(".card")) {
+      keys.ArrowLeft = () => seek(card, audio(card).currentTime - 1);
+      keys.ArrowRight = () => seek(card, audio(card).currentTime + 1);
+    }
     if (event.key === " " && !event.target.closest("button, a")) keys[" "] = () => toggle(card, chosen);
     if (/^[1-9]$/.test(event.key) && event.key <= models) keys[event.key] = () => play(card, event.key - 1);
     if (!keys[event.key]) return;
     event.preventDefault();
     keys[event.key]();
+  });
+  addEventListener("beforeprint", () => {
+    for (const details of document.querySelectorAll("figure details")) details.open = true;
   });
   apply();
   move();

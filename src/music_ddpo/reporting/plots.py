@@ -56,8 +56,8 @@ def all_plots(folder: Path, study: Study) -> list[Plot]:
         found = [
             Plot(
                 "Accuracy",
-                "How often each judge hears the emotion of the prompt, before and after training, with intervals. Its "
-                "share of real recordings is its ceiling.",
+                "How often each judge hears the emotion of the prompt, before and after training, with intervals. "
+                "How often it is right on real recordings is its ceiling.",
                 read_text(folder / "accuracy.svg"),
                 accuracy,
             ),
@@ -76,7 +76,8 @@ def all_plots(folder: Path, study: Study) -> list[Plot]:
             ),
             Plot(
                 "Features and diversity",
-                "What changed in the music, measured without a network, and how far apart the clips of a prompt are.",
+                "What changed in the music, measured without a network. Diversity is the distance between the clips of "
+                "a prompt.",
                 read_text(folder / "features.svg"),
                 features,
             ),
@@ -89,7 +90,10 @@ def all_plots(folder: Path, study: Study) -> list[Plot]:
     }
     if heard:
         counts = confusion_counts(heard, {quadrant: word_of(quadrant, study.emotions) for quadrant in QUADRANTS})
-        text = "How many clips of each emotion each judge takes for which emotion."
+        text = (
+            "Numbers of clips, by the quadrant of the prompt's emotion and the quadrant that the judge hears. A "
+            "quadrant is named by an emotion in it."
+        )
         found.insert(2, Plot("Confusion", text, confusion(counts), counts))
     return found
 
