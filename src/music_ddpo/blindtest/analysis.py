@@ -144,7 +144,7 @@ def markdown(ballot: Ballot) -> str:
     if simulated:
         lines += [f"**The votes are simulated**, no person gave them: {', '.join(simulated)}.", ""]
     lines += [
-        f"{len(once)} vote{'s' * (len(once) != 1)} of {len(raters)} rater{'s' * (len(raters) != 1)} on {len(ballot.plan['pairs'])} pairs, and "
+        f"{_number_of(once, 'vote')} of {_number_of(raters, 'rater')} on {len(ballot.plan['pairs'])} pairs, and "
         f"{len(votes) - len(once)} on repeated pairs, which are used for consistency only.",
         "",
         "| first | second | emotion | first preferred | second preferred | no difference | both bad | share of first |",
@@ -180,6 +180,10 @@ def markdown(ballot: Ballot) -> str:
         alpha = "-" if between is None or np.isnan(between[1]) else f"{between[1]:.2f}"
         lines.append(f"| {one}, {other} | {_share(between and between[0])} | {alpha} |")
     return "\n".join(lines) + "\n"
+
+
+def _number_of(things: Sequence[Any], name: str) -> str:
+    return f"{len(things)} {name}{'s' * (len(things) != 1)}"
 
 
 def _strengths(votes: Sequence[Vote], systems: Sequence[str]) -> list[str]:
