@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import textwrap
@@ -9,17 +10,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import faults
+import numpy as np
 import vl_convert
 from catalogue import MINI, PROJECT, Entry, entries
 from records import read
-from verdicts import Result, group_of, result
+from scipy import stats
+from verdicts import ENOUGH, Result, group_of, result
 
 from music_ddpo.core.errors import UserError
 from music_ddpo.core.files import write_text
 from music_ddpo.measuring.comparison import Group
+from music_ddpo.measuring.experiments import Experiment
 from music_ddpo.measuring.statistics import Estimate
 from music_ddpo.measuring.summary import LISTENER
 
+CONFIDENCE = 0.95
 CORRECT, PUBLISHED = "correct code", "published faults"
 COLUMNS = 4  # panels in a row
 HEAD = """# The paper's experiments, run again
@@ -109,23 +114,42 @@ def _moved(group: Group, judge: str, emotion: str | None = None) -> str:
 def fault_table() -> str:
     """A row for each setting and each choice of faults that has been run."""
     lines = [
-        "| setting | faults | seeds | own number | change | seeds that rose | listener | instrument |",
-        "|---|---|---|---|---|---|---|---|",
+        "| setting | faults | seeds | own number | change | seeds that rose | listener | against none | instrument |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     known = faults.jobs_of_settings()
     for setting, (reward, _, choices) in faults.SETTINGS.items():
         entry = next(e for e in entries() if e.reward == reward and e.judge == reward and e.emotion is None)
+        without: Group | None = None
         for choice in choices:
             if choice == faults.NONE and setting in faults.SHARED:
                 group = result(entries(faults.SHARED[setting])[0]).correct
             else:
                 jobs = [job for job in known if job.setting in _names(setting, choice)]
                 group = group_of(setting, reward, [read(job.record) for job in jobs if faults.kept(job)])
+            without = group if choice == faults.NONE else without
             if group is not None:
+                less = "-" if without in (None, group) else difference(without, group)
                 seeds, _, moved, change, rose, heard, instrument = _numbers(group, entry)
-                cells = [setting, choice, seeds, moved, change, rose, heard, instrument]
+                cells = [setting, choice, seeds, moved, change, rose, heard, less, instrument]
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def difference(without: Group | None, group: Group) -> str:
+    """The listener's change with a fault less that without, paired by seed: its mean and 95% interval (Student's t)."""
+    assert without is not None
+    right, faulty = ({e.seed: _gain(e, g.adapter) for e in g.experiments} for g in (without, group))
+    apart = np.array([faulty[seed] - right[seed] for seed in faulty if seed in right])
+    if len(apart) < ENOUGH:
+        return "-"
+    half = stats.t.isf((1 - CONFIDENCE) / 2, len(apart) - 1) * apart.std(ddof=1) / math.sqrt(len(apart))
+    return Estimate(apart.mean(), apart.mean() - half, apart.mean() + half, len(apart)).signed()
+
+
+def _gain(experiment: Experiment, adapter: str) -> float:
+    before, after = experiment.study.paired(LISTENER, adapter, None)
+    return float(after.mean() - before.mean())
 
 
 def _names(setting: str, choice: str) -> set[str]:
@@ -223,7 +247,12 @@ def main() -> None:
         write_text(PROJECT / "paper" / f"curves{suffix}.svg", curves(results))
         text += [f"![Reward curves](curves{suffix}.svg)\n", "## Each run\n", each_seed(there)]
     if on_mini:
-        text += ["## The faults of the published code, one by one\n", "See `paper/published.py`.\n", fault_table()]
+        text += [
+            "## The faults of the published code, one by one\n",
+            "See `paper/published.py`. *Against none*: the listener's change minus its change without the fault, paired by\n"
+            "seed, with Student's t.\n",
+            fault_table(),
+        ]
     write_text(PROJECT / "paper" / f"results{suffix}.md", "\n".join(text))
     print(f"paper/results{suffix}.md: {len(there)} of {len(results)} entries have results")
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
 
 from helpers.project import CPU, LORA, MINI, PROJECT, SMALL, load_generator, prompts_of, small, succeed
@@ -316,15 +317,26 @@ def test_the_fault_jobs_are_every_choice_and_the_papers_failures_that_succeed_he
     assert all(job.faults == tuple(published.FAULTS) for job in found.values())
 
 
+def test_a_fault_is_compared_with_the_same_seeds_without_it():
+    def group(*shares: int) -> Group:
+        clips = [([0] * 40, [1] * n + [0] * (40 - n)) for n in shares]
+        return Group("", "emopia", [experiment(seed, *pair) for seed, pair in enumerate(clips)])
+
+    told = results.difference(group(20, 24, 28), group(10, 12, 20))
+    apart = np.array([-10, -12, -8]) / 40
+    low, high = scipy.stats.t.interval(0.95, 2, apart.mean(), scipy.stats.sem(apart))
+    assert told == f"{apart.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
 def test_the_readme_has_the_faults_as_they_were_measured():
     readme, measured = ((PROJECT / name).read_text() for name in ("README.md", "paper/results.md"))
     section = readme.split("## The paper's failures")[1].split("\n## ")[0]
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
     assert len(rows) == 4
-    for choice, (_, own, heard) in zip((faults.NONE, "last prompt", "swapped", faults.ALL), rows, strict=True):
+    for choice, (_, own, heard, against) in zip((faults.NONE, "last prompt", "swapped", faults.ALL), rows, strict=True):
         (row,) = [line for line in measured.splitlines() if line.startswith(f"| clap-four-prompts | {choice} | 3 |")]
         assert f" | {own} | " in row
-        assert f" | {heard} | " in row
+        assert f" | {heard} | {against} | " in row
 
 
 # The published faults
