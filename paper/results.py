@@ -249,8 +249,8 @@ def main() -> None:
     if on_mini:
         text += [
             "## The faults of the published code, one by one\n",
-            "See `paper/published.py`. *Against none*: the listener's change minus its change without the fault, paired by\n"
-            "seed, with Student's t.\n",
+            "See `paper/published.py`. *Against none*: the listener's change minus its change without the fault, in\n"
+            "pairs of the same seed, with Student's t.\n",
             fault_table(),
         ]
     write_text(PROJECT / "paper" / f"results{suffix}.md", "\n".join(text))
