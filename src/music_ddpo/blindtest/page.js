@@ -12,6 +12,7 @@
   let began = 0;
   let sending = false;
   let latest = null; // the side that was played last
+  let wanted = null; // the side that is to be played when it has been loaded
   let latestVote = null; // its number, which can be taken back
   let stopped = 0; // when the pause began
   let paused = 0; // seconds of this pair in which nothing was played
@@ -34,9 +35,10 @@
     }
     const told = await response.json().catch(() => ({ error: "The test's program gave no answer; try again." }));
     if (response.status === 409 && rater && path !== "/start") {
-      // the program was started again: its votes are on disk, so go on as the same rater
-      session = (await post("/start", { rater })).session;
-      return post(path, { ...content, session });
+      // The program was started again. What it has stored is stored; the present pair has to be heard again.
+      const state = await post("/start", { rater });
+      session = state.session;
+      return state;
     }
     if (!response.ok) throw new Error(told.error);
     return told;
@@ -54,7 +56,9 @@
       const response = await fetch(path);
       if (!response.ok) throw new Error((await response.json()).error);
       const content = await response.blob();
-      if (pair === mine) sounds[side].src = URL.createObjectURL(content);
+      if (pair !== mine) return;
+      sounds[side].src = URL.createObjectURL(content);
+      if (wanted === side) play(side);
     } catch (error) {
       get("error").textContent = error.message;
     }
@@ -64,7 +68,8 @@
     const other = sounds[side === "a" ? "b" : "a"];
     const time = other.paused ? 0 : other.currentTime;
     other.pause();
-    if (!sounds[side].src) return;
+    wanted = sounds[side].src ? null : side; // is played when it has been loaded
+    if (wanted) return;
     sounds[side].currentTime = time;
     if (stopped) paused += now() - stopped;
     stopped = 0;
@@ -88,7 +93,7 @@
     pair = state.number === null ? null : state;
     heard = { a: 0, b: 0 };
     began = paused = stopped = 0;
-    latest = null;
+    latest = wanted = null;
     latestVote = state.latest;
     get("error").textContent = "";
     get("start").hidden = true;

@@ -59,7 +59,7 @@ def make_app(plan: Plan, box: Box, hosts: list[str], token: str | None = None) -
     def rater_of(content: dict[str, Any]) -> str:
         rater = sessions.get(str(content.get("session")))
         if rater is None:
-            raise _RefusedError(409, "this session has ended; give your name again")
+            raise _RefusedError(409, "this session has ended; load the page again")
         return rater
 
     def state(rater: str) -> dict[str, Any]:
